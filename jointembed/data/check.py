@@ -1,0 +1,179 @@
+"""Looking a caption data set over before training on it: `jointembed data check`."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from jointembed.data.records import CaptionData
+from jointembed.errors import DataError
+
+# What a tokenizer drops or keeps as noise; each is reported with its count and one example.
+ODD: dict[str, Callable[[str], bool]] = {
+    "without a letter or digit": lambda caption: not any(character.isalnum() for character in caption),
+    "of one word": lambda caption: len(caption.split()) == 1,
+    "of more than 60 words": lambda caption: len(caption.split()) > 60,
+    "with a line break or control character": lambda caption: bool(re.search(r"[\x00-\x1f\x7f-\x9f]", caption)),
+    "with U+FFFD, left by a wrong decoding": lambda caption: "\ufffd" in caption,
+    "with an HTML tag or entity": lambda caption: bool(re.search(r"</?[a-zA-Z]+[^<>]*>|&#?\w+;", caption)),
+    "with a web address": lambda caption: bool(re.search(r"https?://|www\.", caption)),
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Least, middle and greatest of many numbers, and their mean."""
+
+    least: float
+    median: float
+    mean: float
+    greatest: float
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> "Spread":
+        """Of at least one number."""
+        return cls(float(min(numbers)), float(np.median(numbers)), float(np.mean(numbers)), float(max(numbers)))
+
+    def __str__(self) -> str:
+        """The four, in one short line."""
+        return f"{self.least:g} to {self.greatest:g}, median {self.median:g}, mean {self.mean:.1f}"
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Captions that share one oddity: what it is, how many, and the first of them."""
+
+    what: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found; `ok` is False where training would stop, that is, at a picture that cannot be decoded."""
+
+    name: str
+    fingerprint: str
+    n_pictures: int
+    n_items: int
+    n_captions: int
+    captions_per_item: dict[int, int]  # captions -> items that have so many
+    words: Spread  # of a caption
+    file_bytes: Spread
+    total_bytes: int
+    n_decoded: int
+    widths: Spread | None  # pixels, of the decoded pictures
+    heights: Spread | None
+    undecodable: tuple[str, ...]  # one message each, naming the picture
+    duplicates: tuple[tuple[str, ...], ...]  # names of pictures with equal pixels
+    repeated: int  # captions that more than one item has, or one item twice
+    odd: tuple[Odd, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every picture that was looked at can be decoded."""
+        return not self.undecodable
+
+    def lines(self) -> list[str]:
+        """The report, line by line, to be printed."""
+        counts = ", ".join(f"{items} with {captions}" for captions, items in self.captions_per_item.items())
+        lines = [
+            f"{self.name}: {self.n_pictures} pictures, {self.n_items} items, {self.n_captions} captions",
+            f"captions an item: {counts}",
+            f"words a caption: {self.words}",
+            f"bytes a picture: {self.file_bytes}; {self.total_bytes} in all",
+            f"decoded: {self.n_decoded} of {self.n_pictures} pictures, {len(self.undecodable)} cannot be decoded",
+        ]
+        if self.widths and self.heights:
+            lines += [f"width: {self.widths}", f"height: {self.heights}"]
+        lines += [f"CANNOT BE DECODED {message}" for message in self.undecodable]
+        lines += [f"same pixels: {', '.join(names)}" for names in self.duplicates[:20]]
+        if len(self.duplicates) > 20:
+            lines.append(f"same pixels: {len(self.duplicates) - 20} groups more")
+        if self.repeated:
+            lines.append(f"captions that stand more than once: {self.repeated}")
+        lines += [f"captions {odd.what}: {odd.count}, such as {odd.example!r}" for odd in self.odd]
+        return [*lines, f"fingerprint: {self.fingerprint}", "ok" if self.ok else "NOT OK"]
+
+
+def check(data: CaptionData, *, decode: bool = True, limit: int | None = None, workers: int = 1) -> CheckReport:
+    """Count, measure and decode.
+
+    Args:
+        data: the data set.
+        decode: open the pictures; without it none is found undecodable or duplicate.
+        limit: open at most so many, spread evenly over the data set.
+        workers: threads that decode; more than one only where `data.pictures` may be opened by several at once.
+
+    Raises:
+        DataError: where `limit` or `workers` is less than 1.
+    """
+    for name, value in (("limit", limit), ("workers", workers)):
+        if value is not None and value < 1:
+            raise DataError(f"{name} is {value}; expected 1 or more")
+    count = len(data.pictures)
+    numbers = _spread_evenly(count, count if limit is None else min(limit, count)) if decode else []
+    with ThreadPoolExecutor(workers) as pool:
+        looks = list(pool.map(lambda number: _look(data, number), numbers))
+    whole = [look for look in looks if not look.error]
+    same: dict[bytes, list[str]] = {}
+    for look in whole:
+        same.setdefault(look.digest, []).append(look.name)
+    sizes = [int(size) for size in data.pictures.sizes()]
+    per_item = Counter(len(captions) for captions in data.captions)
+    return CheckReport(
+        name=data.name,
+        fingerprint=data.fingerprint,
+        n_pictures=count,
+        n_items=len(data.captions),
+        n_captions=len(data.texts),
+        captions_per_item=dict(sorted(per_item.items())),
+        words=Spread.of([len(caption.split()) for caption in data.texts]),
+        file_bytes=Spread.of(sizes),
+        total_bytes=sum(sizes),
+        n_decoded=len(whole),
+        widths=Spread.of([look.width for look in whole]) if whole else None,
+        heights=Spread.of([look.height for look in whole]) if whole else None,
+        undecodable=tuple(look.error for look in looks if look.error),
+        duplicates=tuple(tuple(names) for names in same.values() if len(names) > 1),
+        repeated=sum(times for times in Counter(data.texts).values() if times > 1),
+        odd=_odd(data.texts),
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    name: str
+    width: int = 0
+    height: int = 0
+    digest: bytes = b""
+    error: str = ""
+
+
+def _look(data: CaptionData, number: int) -> _Look:
+    name = data.pictures.names[number]
+    try:
+        picture = data.pictures.open(number)
+    except DataError as error:
+        return _Look(name, error=str(error))
+    digest = hashlib.blake2b(f"{picture.size}".encode(), digest_size=16)
+    digest.update(picture.tobytes())
+    return _Look(name, picture.width, picture.height, digest.digest())
+
+
+def _spread_evenly(count: int, wanted: int) -> list[int]:
+    return [number * count // wanted for number in range(wanted)]
+
+
+def _odd(captions: Sequence[str]) -> tuple[Odd, ...]:
+    found = []
+    for what, is_odd in ODD.items():
+        odd = [caption for caption in captions if is_odd(caption)]
+        if odd:
+            example = odd[0] if len(odd[0]) <= 80 else odd[0][:77] + "..."
+            found.append(Odd(what, len(odd), example))
+    return tuple(found)

@@ -1,0 +1,175 @@
+"""Caption data sets through the library `datasets`: parquet, image folders, saved data sets, and the hub."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from jointembed.data.captions import clean_caption
+from jointembed.data.pictures import open_picture
+from jointembed.data.records import CaptionData
+from jointembed.errors import DataError
+
+if TYPE_CHECKING:  # importing `datasets` takes a second; a run on other data does without
+    from datasets import Dataset
+
+
+def caption_dataset(
+    *,
+    path: str,
+    split: str,
+    image_column: str = "image",
+    caption_column: str | list[str] = "caption",
+    id_column: str | None = None,
+    revision: str | None = None,
+) -> CaptionData:
+    """One split of a data set that `datasets` can load, in the order of its rows.
+
+    Args:
+        path: a `.parquet` file; a folder of parquet files, or of pictures with a `metadata.csv` or
+            `metadata.jsonl`; a folder written by `save_to_disk`; otherwise an id on the hub.
+        split: `train`, `test`, ..., also a slice such as `train[:1000]` (not of a saved data set).
+        image_column: pictures, as `datasets.Image` or as bytes. They are decoded when they are asked for.
+        caption_column: text, or lists of text; or several columns, whose captions are taken together.
+        id_column: rows of equal value are captions of one picture, which the first of them shows; without it
+            every row is a picture of its own.
+        revision: commit or tag on the hub; without it results depend on the day.
+
+    Raises:
+        DataError: naming the data set and the column or row.
+    """
+    data = _load(path, split, revision)
+    label = f"{path} {split}"
+    columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
+    for column in [image_column, *columns, *([id_column] if id_column else [])]:
+        if column not in data.column_names:
+            raise DataError(f"{label}: no column {column!r}; the columns are {', '.join(map(repr, data.column_names))}")
+    captions = [
+        _row_captions([row[column] for column in columns], f"{label}[{number}]")
+        for number, row in enumerate(data.select_columns(columns))
+    ]
+    ids = data[id_column][:] if id_column else range(len(data))
+    groups: dict[Any, list[int]] = {}
+    for row, key in enumerate(ids):
+        if key is None or isinstance(key, (dict, list)):
+            raise DataError(f"{label}[{row}]: {id_column!r} is {ascii(key)[:60]}; expected an id")
+        groups.setdefault(key, []).append(row)
+    return CaptionData(
+        name=label,
+        pictures=DatasetPictures(_pictures(data, image_column, label), split, [rows[0] for rows in groups.values()]),
+        item=np.arange(len(groups), dtype=np.int64),
+        captions=tuple(tuple(caption for row in rows for caption in captions[row]) for rows in groups.values()),
+        picture_ids=tuple(map(str, groups)),
+    )
+
+
+def _load(path: str, split: str, revision: str | None) -> "Dataset":
+    import datasets
+    import pyarrow
+
+    place = Path(path)
+    if place.exists() and revision is not None:
+        raise DataError(f"{path}: is on this disk, where there is no revision {revision!r}")
+    if place.is_file() and place.suffix != ".parquet":
+        raise DataError(f"{path}: expected a .parquet file, a folder or an id on the hub")
+    try:
+        if place.is_file():
+            files = {split.split("[")[0]: path}
+            found = datasets.load_dataset("parquet", data_files=files, split=split)
+        elif (place / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(path)[split]
+        elif (place / "state.json").is_file():
+            found = datasets.load_from_disk(path)
+            if str(found.split or split) != split:
+                raise DataError(f"{path}: holds the split {str(found.split)!r}, not {split!r}")
+        else:
+            found = datasets.load_dataset(path, split=split, revision=revision)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} {split}: cannot be loaded ({_one_line(error)})") from None
+    except datasets.exceptions.DatasetsError as error:
+        raise DataError(f"{path} {split}: cannot be loaded ({_one_line(error.__cause__ or error)})") from None
+    if not isinstance(found, datasets.Dataset) or not len(found):
+        raise DataError(f"{path} {split}: no row in it")
+    return found
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _row_captions(cells: Iterable[object], where: str) -> list[str]:
+    captions: list[object] = []
+    for cell in cells:
+        captions += cell if isinstance(cell, list) else [cell]
+    if not captions:
+        raise DataError(f"{where}: has no caption")
+    return [clean_caption(caption, where) for caption in captions]
+
+
+def _pictures(data: "Dataset", column: str, label: str) -> "Dataset":
+    """The column of pictures alone, cast so that rows come as {"bytes": ..., "path": ...} and nothing is decoded."""
+    import datasets
+
+    feature = data.features[column]
+    if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", "") not in ("binary", "large_binary"):
+        raise DataError(f"{label}: the column {column!r} holds {feature}; expected pictures, or their bytes")
+    return data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+class DatasetPictures:
+    """Pictures in rows of a `datasets.Dataset`, encoded as they were stored and opened like any other file."""
+
+    def __init__(self, data: "Dataset", split: str, rows: Sequence[int]) -> None:
+        """Look at every row once, for its size; nothing is decoded.
+
+        Args:
+            data: one column, cast to `datasets.Image(decode=False)`.
+            split: begins the name of each picture.
+            rows: the row of each picture.
+
+        Raises:
+            DataError: naming the row that holds no picture, or whose file is missing.
+        """
+        self._data, self._rows = data, tuple(rows)
+        self._column = data.column_names[0]
+        sizes, paths = _sizes_and_paths(data, self._column)
+        self.names: Sequence[str] = tuple(f"{split}[{row}] {os.path.basename(paths[row])}".strip() for row in rows)
+        self._sizes = []
+        for name, row in zip(self.names, rows, strict=True):
+            size, path = sizes[row], paths[row]
+            if size is None and not path:
+                raise DataError(f"{name}: the row holds no picture")
+            try:
+                self._sizes.append(os.path.getsize(path) if size is None else size)
+            except OSError:
+                raise DataError(f"{name}: no such picture as {path!r}") from None
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.names)
+
+    def open(self, number: int) -> Image.Image:
+        """Decode one picture to RGB."""
+        value = self._data[self._rows[number]][self._column]
+        source = value["bytes"] if value["bytes"] is not None else Path(value["path"])
+        return open_picture(source, name=self.names[number])
+
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each encoded picture."""
+        return self._sizes
+
+
+def _sizes_and_paths(data: "Dataset", column: str) -> tuple[list[int | None], list[str]]:
+    """Of each row: the number of bytes, None where it holds a path alone; and the path, or "". Reads no bytes."""
+    import pyarrow.compute as compute
+
+    sizes: list[int | None] = []
+    paths: list[str] = []
+    for batch in data.with_format("arrow").iter(batch_size=1000):
+        cells = batch[column]
+        sizes += compute.binary_length(compute.struct_field(cells, "bytes")).to_pylist()
+        paths += [path or "" for path in compute.struct_field(cells, "path").to_pylist()]
+    return sizes, paths

@@ -1,0 +1,345 @@
+"""View pipelines: how one decoded picture becomes the tensors of its views. Every pipeline is a row of `VIEWS`.
+
+A row is data: a builder of this file and the values that the authors of a method gave its parameters. A pipeline
+draws everything random first, from torch's global generator, then renders; one decode serves all views. Views leave
+as bytes, the encoder scales and normalises them.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from PIL import Image
+from torch import Tensor
+
+from jointembed.data import augment
+from jointembed.data.augment import Interpolation
+from jointembed.data.crops import (
+    Area,
+    Centre,
+    Colour,
+    Crop,
+    Opponents,
+    Patches,
+    Plan,
+    Squash,
+    Whole,
+    render_crop,
+)
+from jointembed.errors import RecipeError
+
+
+class Views:
+    """A pipeline of crops.
+
+    Attributes:
+        views: keys of what it returns.
+        random: whether two calls differ.
+    """
+
+    def __init__(self, crops: Sequence[Crop]) -> None:
+        """Keep the crops, drawn and rendered in this order."""
+        self.crops = tuple(crops)
+        self.views = tuple(key for crop in self.crops for key in crop.output.keys)
+        self.random = any(crop.random for crop in self.crops)
+
+    def __call__(self, picture: Image.Image) -> dict[str, Tensor]:
+        """Draw and render: view -> bytes (3, size, size), or what the row says, on the global generator of torch."""
+        return self.render(picture, self.draw(*picture.size))
+
+    def draw(self, width: int, height: int) -> Plan:
+        """Draw every crop of a picture of that size, before it is decoded."""
+        return Plan((width, height), tuple(crop.draw(width, height) for crop in self.crops))
+
+    def render(self, picture: Image.Image, plan: Plan) -> dict[str, Tensor]:
+        """Render a plan on the picture it was drawn for, in full or decoded at a reduced size."""
+        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+        source = augment.pixels(picture)
+        views: dict[str, Tensor] = {}
+        for crop, change in zip(self.crops, plan.on(*picture.size), strict=True):
+            views |= crop.output(render_crop(source, crop, change), change)
+        return views
+
+    def decode_size(self, plan: Plan, *, margin: float = 2.0) -> tuple[int, int] | None:
+        """The smallest size (width, height) a JPEG can be decoded at for this plan, or None for the whole.
+
+        A JPEG decodes faster at 1/2, 1/4 or 1/8. Every crop keeps `margin` decoded pixels for each of its own along
+        both axes. The result differs slightly from a whole decode; nothing here reduces on its own.
+        """
+        room = min(
+            min(change.place.box[2] / change.place.width, change.place.box[3] / change.place.height)
+            for change in plan.changes
+        )
+        for part in (8, 4, 2):
+            if room >= margin * part:
+                return -(-plan.size[0] // part), -(-plan.size[1] // part)
+        return None
+
+
+# -- builders -------------------------------------------------------------------------------------------------------
+
+
+def resize(*, size: int, interpolation: Interpolation) -> Views:
+    """`image`: the whole picture squashed to size x size."""
+    return Views([Crop(Whole("image"), size, Squash(), interpolation)])
+
+
+def center(*, size: int, resize: float, interpolation: Interpolation) -> Views:
+    """`image`: the shorter side resized to `resize` times the size, then the middle."""
+    return Views([Crop(Whole("image"), size, Centre(resize), interpolation)])
+
+
+def one_crop(
+    *,
+    size: int,
+    scale: list[float],
+    ratio: list[float],
+    interpolation: Interpolation,
+    flip: float,
+    jitter: list[float],
+    jitter_p: float,
+    grey: float,
+    blur: float,
+    sigma: list[float],
+    solarize: float,
+) -> Views:
+    """`image`: one random resized crop. Jitter is brightness, contrast, saturation, hue; the rest probabilities."""
+    colour = Colour(jitter, jitter_p, grey, blur, sigma, solarize, flip)
+    return Views([Crop(Whole("image"), size, Area(scale, ratio), interpolation, colour)])
+
+
+def pair(
+    *,
+    size: int,
+    scale: list[float],
+    ratio: list[float],
+    interpolation: Interpolation,
+    flip: float,
+    jitter: list[float],
+    jitter_p: float,
+    grey: float,
+    blur: list[float],
+    sigma: list[float],
+    solarize: list[float],
+    operations: int,
+    magnitude: float,
+) -> Views:
+    """`view1`, `view2`: two random resized crops; `blur` and `solarize` have one probability a view.
+
+    `operations` of RandAugment at `magnitude` (0 to 10) follow the blur.
+    """
+    _pair_of(blur, "blur")
+    _pair_of(solarize, "solarize")
+    return Views(
+        [
+            Crop(
+                Whole(f"view{number + 1}"),
+                size,
+                Area(scale, ratio),
+                interpolation,
+                Colour(jitter, jitter_p, grey, blur[number], sigma, solarize[number], flip, operations, magnitude),
+            )
+            for number in range(2)
+        ]
+    )
+
+
+def multi_crop(
+    *,
+    sizes: list[int],
+    counts: list[int],
+    scales: list[list[float]],
+    ratio: list[float],
+    interpolation: Interpolation,
+    flip: float,
+    jitter: list[float],
+    jitter_p: float,
+    grey: float,
+    blur: float,
+    sigma: list[float],
+    solarize: float,
+) -> Views:
+    """`view1` ... of the first size, `crop1` ... of all others: `counts[i]` crops of `sizes[i]` and `scales[i]`."""
+    if not len(sizes) == len(counts) == len(scales) > 0:
+        raise RecipeError(f"multi_crop: {len(sizes)} sizes, {len(counts)} counts and {len(scales)} scales")
+    if min(counts) < 1:
+        raise RecipeError(f"multi_crop: counts are {counts}, each must be 1 or more")
+    colour = Colour(jitter, jitter_p, grey, blur, sigma, solarize, flip)
+    names = [f"view{number + 1}" for number in range(counts[0])]
+    names += [f"crop{number + 1}" for number in range(sum(counts[1:]))]
+    kinds = [kind for kind, count in enumerate(counts) for _ in range(count)]
+    return Views(
+        [
+            Crop(Whole(name), sizes[kind], Area(scales[kind], ratio), interpolation, colour)
+            for name, kind in zip(names, kinds, strict=True)
+        ]
+    )
+
+
+def obow(
+    *,
+    size: int,
+    resize: float,
+    crop_size: int,
+    crop_scale: list[float],
+    crops: int,
+    patch_size: int,
+    patches: int,
+    patch_source: int,
+    patch_scale: list[float],
+    patch_jitter: int,
+    interpolation: Interpolation,
+    flip: float,
+    jitter: list[float],
+    jitter_p: float,
+    grey: float,
+    blur: float,
+    sigma: list[float],
+) -> Views:
+    """`image` for the teacher; `view1` ... and, cut out of one further crop, `crop1` ... for the student.
+
+    The patches are `patches` of a 3 x 3 grid over a crop of `patch_source` pixels, each moved by up to `patch_jitter`.
+    """
+    colour = Colour(jitter, jitter_p, grey, blur, sigma, 0.0, flip)
+    unblurred = Colour(jitter, jitter_p, grey, 0.0, sigma, 0.0, flip)
+    stride = (patch_source - patch_size - patch_jitter) // 2
+    grid = Patches("crop", 3, patch_size, stride, patch_jitter, keep=patches, separate=True)
+    image = Crop(Whole("image"), size, Centre(resize), interpolation, Colour(flip=flip))
+    views = [
+        Crop(Whole(f"view{number + 1}"), crop_size, Area(crop_scale), interpolation, colour) for number in range(crops)
+    ]
+    return Views([image, *views, Crop(grid, patch_source, Area(patch_scale), interpolation, unblurred)])
+
+
+def jigsaw(
+    *,
+    size: int,
+    scale: list[float],
+    patch_size: int,
+    patch_source: int,
+    patch_scale: list[float],
+    interpolation: Interpolation,
+    flip: float,
+    jitter: list[float],
+    jitter_p: float,
+    grey: float,
+) -> Views:
+    """`view1` and `patches` (9, 3, h, h): one patch at random in each cell of a 3 x 3 grid, in random order."""
+    cell = patch_source // 3
+    grid = Patches("patches", 3, patch_size, cell, cell - patch_size, shuffle=True)
+    colour = Colour(jitter, jitter_p, grey, flip=flip)
+    return Views(
+        [
+            Crop(Whole("view1"), size, Area(scale), interpolation, colour),
+            Crop(grid, patch_source, Area(patch_scale), interpolation, Colour(flip=flip)),
+        ]
+    )
+
+
+def patch_grid(
+    *,
+    size: int,
+    scale: list[float],
+    patch_size: int,
+    stride: int,
+    interpolation: Interpolation,
+    flip: float,
+    jitter: list[float],
+    jitter_p: float,
+    grey: float,
+) -> Views:
+    """`patches` (P, 3, h, h): a regular grid of overlapping patches, row by row."""
+    grid = Patches("patches", (size - patch_size) // stride + 1, patch_size, stride)
+    colour = Colour(jitter, jitter_p, grey, flip=flip)
+    return Views([Crop(grid, size, Area(scale), interpolation, colour)])
+
+
+def luminance_chroma(
+    *,
+    size: int,
+    scale: list[float],
+    interpolation: Interpolation,
+    flip: float,
+    jitter: list[float],
+    jitter_p: float,
+    space: Literal["lab", "ydbdr"],
+) -> Views:
+    """`luminance` (1, H, W) and `chroma` (2, H, W): float planes of one crop, each scaled to -1 .. 1."""
+    colour = Colour(jitter, jitter_p, flip=flip)
+    return Views([Crop(Opponents(space), size, Area(scale), interpolation, colour)])
+
+
+def _pair_of(values: Sequence[float], name: str) -> None:
+    if len(values) != 2:
+        raise RecipeError(f"{name}: {list(values)}, expected one probability for each of the two views")
+
+
+# -- the table ------------------------------------------------------------------------------------------------------
+
+
+def row(builder: Callable[..., Views], **defaults: Any) -> Callable[..., Views]:
+    """A builder with default values for its parameters, which its signature shows."""
+    signature = inspect.signature(builder)
+    assert set(defaults) == set(signature.parameters), set(defaults) ^ set(signature.parameters)
+
+    @functools.wraps(builder)
+    def build(**chosen: Any) -> Views:
+        signature.bind(**(defaults | chosen))
+        return builder(**(defaults | chosen))
+
+    parameters = [parameter.replace(default=defaults[key]) for key, parameter in signature.parameters.items()]
+    build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return build
+
+
+_CROP = {"size": 224, "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3], "interpolation": "bilinear", "flip": 0.5}
+_PAIR = _CROP | {
+    "jitter": [0.4, 0.4, 0.4, 0.1], "jitter_p": 0.8, "grey": 0.2, "blur": [0.5, 0.5], "sigma": [0.1, 2.0],
+    "solarize": [0.0, 0.0], "operations": 0, "magnitude": 10.0,
+}  # fmt: skip
+_BYOL = _PAIR | {
+    "interpolation": "bicubic", "jitter": [0.4, 0.4, 0.2, 0.1], "blur": [1.0, 0.1], "solarize": [0.0, 0.2],
+}  # fmt: skip
+_STRONG = {"jitter": [0.8, 0.8, 0.8, 0.2]}
+_SWAV = {
+    "sizes": [224, 96], "counts": [2, 6], "scales": [[0.14, 1.0], [0.05, 0.14]], "ratio": [3 / 4, 4 / 3],
+    "interpolation": "bilinear", "flip": 0.5, "jitter": [0.8, 0.8, 0.8, 0.2], "jitter_p": 0.8, "grey": 0.2,
+    "blur": 0.5, "sigma": [0.1, 2.0], "solarize": 0.0,
+}  # fmt: skip
+
+VIEWS: dict[str, Callable[..., Views]] = {
+    "resize": row(resize, size=224, interpolation="bilinear"),
+    "center": row(center, size=224, resize=256 / 224, interpolation="bilinear"),
+    "crop": row(
+        one_crop, **_CROP, jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.0, grey=0.0, blur=0.0, sigma=[0.1, 2.0], solarize=0.0
+    ),
+    "vicreg": row(pair, **_BYOL),
+    "vicreg_symmetric": row(pair, **_BYOL | {"blur": [0.5, 0.5], "solarize": [0.1, 0.1]}),
+    "byol": row(pair, **_BYOL),
+    "simclr": row(pair, **_PAIR | _STRONG),
+    "moco_v1": row(
+        pair, **_PAIR | {"scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.4], "jitter_p": 1.0, "blur": [0.0, 0.0]}
+    ),
+    "moco_v2": row(pair, **_PAIR | {"scale": [0.2, 1.0]}),
+    "infomin": row(pair, **_PAIR | _STRONG | {"scale": [0.2, 1.0], "operations": 2}),
+    "swav": row(multi_crop, **_SWAV | {"sizes": [224], "counts": [2], "scales": [[0.14, 1.0]]}),
+    "multi_crop": row(multi_crop, **_SWAV),
+    "obow": row(
+        obow, size=224, resize=256 / 224, crop_size=160, crop_scale=[0.08, 0.6], crops=2, patch_size=96, patches=5,
+        patch_source=256, patch_scale=[0.6, 1.0], patch_jitter=24, interpolation="bilinear", flip=0.5,
+        jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.8, grey=0.2, blur=0.5, sigma=[0.1, 2.0],
+    ),
+    "pirl": row(
+        jigsaw, size=224, scale=[0.08, 1.0], patch_size=64, patch_source=255, patch_scale=[0.6, 1.0],
+        interpolation="bilinear", flip=0.5, jitter=[0.4, 0.4, 0.4, 0.4], jitter_p=1.0, grey=0.2,
+    ),
+    "cpc": row(
+        patch_grid, size=256, scale=[0.3, 1.0], patch_size=64, stride=32, interpolation="bilinear", flip=0.5,
+        jitter=[0.8, 0.8, 0.8, 0.2], jitter_p=0.8, grey=0.25,
+    ),
+    "cmc": row(
+        luminance_chroma, size=224, scale=[0.2, 1.0], interpolation="bilinear", flip=0.5,
+        jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.0, space="lab",
+    ),
+}  # fmt: skip

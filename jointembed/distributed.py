@@ -1,0 +1,213 @@
+"""Several processes as one: the only file that calls torch.distributed. With one process everything is an identity.
+
+Every rank computes the loss of the global batch, and DDP averages the gradients of the ranks. So what carries a
+gradient here gives a rank W times the gradient of its own rows, and backward needs no communication.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import Parameter
+
+T = TypeVar("T")
+BUCKET_BYTES = 25 * 2**20
+
+
+def world() -> int:
+    """Number of processes, 1 where no process group was started."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, 0 .. world - 1."""
+    return distributed.get_rank() if world() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and prints."""
+    return rank() == 0
+
+
+# -- tensors --------------------------------------------------------------------------------------------------------
+
+
+def row_counts(x: Tensor) -> list[int]:
+    """Rows that each rank holds, in rank order."""
+    if world() == 1:
+        return [len(x)]
+    counts = torch.empty(world(), dtype=torch.int64, device=x.device)
+    distributed.all_gather_into_tensor(counts, torch.tensor([len(x)], dtype=torch.int64, device=x.device))
+    return counts.tolist()
+
+
+def gather_without_grad(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """Rows of all ranks, in rank order, detached.
+
+    Args:
+        x: (n, ...), n may differ between ranks, the rest may not.
+        counts: `row_counts(x)` where the caller has it.
+
+    Returns:
+        (N, ...), N the sum of the n.
+    """
+    x = x.detach()
+    if world() == 1:
+        return x
+    counts = counts or row_counts(x)
+    longest = max(counts)
+    if len(x) < longest:
+        x = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+    rows = x.new_empty(world() * longest, *x.shape[1:])
+    distributed.all_gather_into_tensor(rows, x.contiguous())
+    if min(counts) == longest:
+        return rows
+    return torch.cat([rows[k * longest : k * longest + count] for k, count in enumerate(counts)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: Sequence[int]) -> Tensor:
+        start = sum(counts[: rank()])
+        ctx.own = slice(start, start + len(x))
+        return gather_without_grad(x, counts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.own] * world(), None
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, with gradient: W times the own slice of the incoming one.
+
+    Args:
+        x: (n, ...), n may differ between ranks.
+
+    Returns:
+        (N, ...), the same on every rank.
+    """
+    return x if world() == 1 else _Gather.apply(x, row_counts(x))
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of every rank's tensor, detached; `x` itself is left as it is."""
+    x = x.detach()
+    if world() > 1:
+        x = x.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(x)
+    return x
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return sum_over_ranks(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * world()
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum of every rank's tensor, with gradient: W times the incoming one, to the own part."""
+    return x if world() == 1 else _Total.apply(x)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
+    """Average `.grad` over the ranks in place, as DDP does, in flat buckets.
+
+    A gradient that is missing on some ranks counts as zeros there; missing on all of them it stays missing, as in one
+    process. The parameters must be the same, in the same order, on every rank.
+    """
+    if world() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        return
+    present = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
+    present = present.to(trained[0].device)
+    distributed.all_reduce(present, distributed.ReduceOp.MAX)
+    gradients = []
+    for parameter, anywhere in zip(trained, present.tolist(), strict=True):
+        if anywhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients, bucket_bytes):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        distributed.all_reduce(flat)
+        flat /= world()
+        pieces = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, piece in zip(bucket, pieces, strict=True):
+            gradient.copy_(piece.view(gradient.shape))
+
+
+def _buckets(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
+    """Consecutive tensors of one type and device, up to `limit` bytes a bucket."""
+    buckets: list[list[Tensor]] = []
+    size = 0
+    for tensor in tensors:
+        last = buckets[-1][-1] if buckets else None
+        alike = last is not None and (last.dtype, last.device) == (tensor.dtype, tensor.device)
+        if not alike or size + tensor.nbytes > limit:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.nbytes
+    return buckets
+
+
+# -- objects and agreement ------------------------------------------------------------------------------------------
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's picklable value, in rank order, on every rank."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def broadcast_object(value: T) -> T:
+    """The main process's picklable value, on every rank."""
+    if world() == 1:
+        return value
+    holder = [value]
+    distributed.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def all_agree(value: object) -> bool:
+    """Whether every rank holds an equal picklable value."""
+    values = gather_objects(value)
+    return all(other == values[0] for other in values)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on at least one rank: what lets all ranks stop together."""
+    if world() == 1:
+        return flag
+    found = torch.tensor(int(flag), device=_device())
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found)
+
+
+def _device() -> torch.device:
+    """Where the backend wants its tensors."""
+    on_gpu = "nccl" in distributed.get_backend() and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world() > 1:
+        distributed.barrier()
+
+
+def shut_down() -> None:
+    """Leave the process group, if there is one; the last call of a program."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

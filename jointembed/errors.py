@@ -1,0 +1,29 @@
+"""The errors a user can meet: each message names the file, record or key at fault."""
+
+
+class JointEmbedError(Exception):
+    """Base of every error raised on purpose. The command line prints it as one line and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class RecipeError(JointEmbedError):
+    """A recipe that cannot be run as written; the message holds the dotted path of the key."""
+
+    exit_code = 2
+
+
+class DataError(JointEmbedError):
+    """A picture, caption, annotation or archive that cannot be used; the message names the file and record."""
+
+
+class WeightsError(JointEmbedError):
+    """A weights file or model folder that does not fit; the message names the file and the keys."""
+
+
+class CheckpointError(JointEmbedError):
+    """A checkpoint or run folder that is incomplete, altered, or of another run."""
+
+
+class EvaluationError(JointEmbedError):
+    """Embeddings or a ground truth that no honest number can be computed from."""

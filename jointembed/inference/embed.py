@@ -1,0 +1,224 @@
+"""Embeddings of a whole data set, each item once, shared out over the ranks."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jointembed import distributed
+from jointembed.data.records import CaptionData, Pictures
+from jointembed.data.samples import PictureView
+from jointembed.errors import WeightsError
+from jointembed.model import JointEmbedding, autocast
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class RetrievalEmbeddings:
+    """Pictures (I, D) and captions (T, D) of one data set, float32, not normalised; rows in the data set's order."""
+
+    image: Tensor
+    text: Tensor
+
+
+class Opened(Sequence[Image.Image]):
+    """Pictures decoded when they are asked for."""
+
+    def __init__(self, pictures: Pictures, numbers: Sequence[int]) -> None:
+        """Those of the pictures that have these numbers."""
+        self.pictures, self.numbers = pictures, numbers
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.numbers)
+
+    def __getitem__(self, position: Any) -> Any:
+        """Decode one."""
+        return self.pictures.open(self.numbers[position])
+
+
+def embed_captions(
+    model: JointEmbedding,
+    data: CaptionData,
+    *,
+    batch: int = 256,
+    precision: Precision = "fp32",
+    cached: Tensor | None = None,
+    cached_text: Tensor | None = None,
+) -> RetrievalEmbeddings:
+    """Embed every picture and every caption once; each rank does every W-th and all get the whole.
+
+    Args:
+        model: used in evaluation mode; its mode is restored.
+        data: pictures and captions.
+        batch: rows through a branch at once.
+        precision: of the branches.
+        cached: representations (I, R) in place of pictures.
+        cached_text: representations (T, R) in place of captions.
+    """
+    pictures = data.pictures
+
+    def images(numbers: list[int]) -> Tensor:
+        if cached is not None:
+            return project(model, "image", cached[numbers], batch=batch)
+        rows = model.encode(
+            Opened(pictures, numbers), "image", batch_size=batch, normalize=False, convert_to_numpy=False,
+            precision=precision,
+        )
+        return torch.as_tensor(rows)
+
+    def texts(numbers: list[int]) -> Tensor:
+        if cached_text is not None:
+            return project(model, "text", cached_text[numbers], batch=batch)
+        chosen = [data.texts[number] for number in numbers]
+        rows = model.encode(
+            chosen, "text", batch_size=batch, normalize=False, convert_to_numpy=False, precision=precision
+        )
+        return torch.as_tensor(rows)
+
+    return RetrievalEmbeddings(shared_out(len(pictures), images), shared_out(len(data.texts), texts))
+
+
+def shared_out(count: int, rows_of: Callable[[list[int]], Tensor]) -> Tensor:
+    """Rows 0 .. count-1, of which rank r of W computes r, r+W, ...; the whole on every rank."""
+    rank, world = distributed.rank(), distributed.world()
+    own = rows_of(list(range(rank, count, world)))
+    if world == 1:
+        return own
+    gathered = distributed.gather_objects(own)
+    whole = torch.empty(count, *own.shape[1:], dtype=own.dtype)
+    for other, rows in enumerate(gathered):
+        whole[other::world] = rows
+    return whole
+
+
+def project(model: JointEmbedding, view: str, representations: Tensor, *, batch: int) -> Tensor:
+    """Vectors of cached representations (N, R): (N, D) float32 on the CPU."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            rows = [
+                model.vectors(view, {"h": part.to(model.device)}).cpu() for part in representations.split(batch)
+            ]
+    finally:
+        model.train(was_training)
+    return torch.cat(rows) if rows else torch.zeros(0, model.width(view))
+
+
+def set_centres(
+    model: JointEmbedding,
+    data: CaptionData,
+    *,
+    seed: int,
+    limit: int = 4096,
+    batch: int = 256,
+    precision: Precision = "fp32",
+    cached: Tensor | None = None,
+    cached_text: Tensor | None = None,
+) -> None:
+    """Set each view's centre to the mean of its vectors over (a seeded sample of) the training data."""
+    rng = np.random.default_rng([seed, 7])
+    with torch.no_grad():
+        for view in ("image", "text"):
+            model.get_buffer(f"centre_{view}").zero_()
+    pictures = np.sort(rng.permutation(len(data.pictures))[:limit]).tolist()
+    texts = np.sort(rng.permutation(len(data.texts))[:limit]).tolist()
+    sample = CaptionSample(data, pictures, texts)
+    rows = embed_captions(
+        model, sample, batch=batch, precision=precision,  # type: ignore[arg-type]
+        cached=None if cached is None else cached[pictures],
+        cached_text=None if cached_text is None else cached_text[texts],
+    )
+    with torch.no_grad():
+        model.get_buffer("centre_image").copy_(rows.image.mean(dim=0))
+        model.get_buffer("centre_text").copy_(rows.text.mean(dim=0))
+
+
+class CaptionSample:
+    """Some pictures and some captions of a data set: what embedding needs of it, no more."""
+
+    def __init__(self, data: CaptionData, pictures: list[int], texts: list[int]) -> None:
+        """By number."""
+        self.pictures = _Subset(data.pictures, pictures)
+        self.texts = tuple(data.texts[number] for number in texts)
+
+
+class _Subset:
+    def __init__(self, pictures: Pictures, numbers: list[int]) -> None:
+        self.pictures, self.numbers = pictures, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def open(self, number: int) -> Image.Image:
+        return self.pictures.open(self.numbers[number])
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, names included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cached_rows(
+    encoder: nn.Module, inputs: dict[str, Any], compute: Callable[[], Tensor], folder: Path
+) -> Tensor:
+    """Representations of a frozen encoder, computed once and kept in `folder` under a key of everything they depend on.
+
+    Args:
+        encoder: whose weights are part of the key.
+        inputs: the rest of the key as JSON values: view pipeline, data fingerprint, precision.
+        compute: gives the rows; every rank calls it together.
+        folder: the cache.
+
+    Raises:
+        WeightsError: a cache file that cannot be read; delete it.
+    """
+    key = hashlib.sha256(json.dumps([weights_hash(encoder), inputs], sort_keys=True).encode()).hexdigest()[:32]
+    path = folder / f"{key}.safetensors"
+    if distributed.broadcast_object(path.is_file()):
+        try:
+            return load_file(path)["h"]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise WeightsError(f"{path}: cached representations cannot be read ({error}); delete the file") from None
+    rows = compute()
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{key[:8]}.part")
+        save_file({"h": rows.contiguous()}, part)
+        part.replace(path)
+    distributed.barrier()
+    return rows
+
+
+def frozen_image_rows(
+    model: JointEmbedding, view: PictureView, data: CaptionData, *, batch: int, precision: Precision
+) -> Callable[[], Tensor]:
+    """A `compute` for `cached_rows`: the image branch's representation of every picture, (I, R) float32."""
+    branch = model.branch("image")
+
+    def rows_of(numbers: list[int]) -> Tensor:
+        found = []
+        branch.eval()
+        with torch.inference_mode(), autocast(model.device, precision):
+            for start in range(0, len(numbers), batch):
+                opened = Opened(data.pictures, numbers[start : start + batch])
+                pictures = torch.stack([view(picture)[view.views[0]] for picture in opened])
+                found.append(branch.encoder(pictures.to(model.device)).float().cpu())
+        return torch.cat(found) if found else torch.zeros(0, branch.width)
+
+    return lambda: shared_out(len(data.pictures), rows_of)

@@ -1,0 +1,403 @@
+"""JointEmbedding: branches, the views that go through them, and one objective on top."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jointembed import __version__
+from jointembed.branches import ENCODERS, EXPANDERS
+from jointembed.branches.branch import Branch
+from jointembed.data import VIEWS
+from jointembed.data.pictures import open_picture
+from jointembed.data.samples import Batch, PictureView
+from jointembed.data.tokens import Tokens, pad
+from jointembed.errors import DataError, JointEmbedError, WeightsError
+from jointembed.layers import Embedding
+from jointembed.objectives.objective import Objective
+from jointembed.objectives.statistics import mean_absolute_correlation, rankme, std_per_dimension
+
+FORMAT = 1
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class JointEmbedding(nn.Module):
+    """Branches plugged into one objective; a view of the batch goes through the branch that `views` names.
+
+    Args:
+        branches: by name.
+        views: view name -> branch name; several views may share a branch.
+        objective: None for a model that only embeds.
+        image: the view pipeline that `encode_image` applies.
+        tokens: the tokenizer that `encode_text` applies.
+        config: what rebuilds this model, written to `config.json` by `save_pretrained`.
+        embedding: whether `encode` returns the embedding `z` or the representation `h`.
+    """
+
+    def __init__(
+        self,
+        branches: Mapping[str, Branch],
+        views: Mapping[str, str],
+        objective: Objective | None = None,
+        *,
+        image: PictureView | None = None,
+        tokens: Tokens | None = None,
+        config: dict[str, Any] | None = None,
+        embedding: Literal["h", "z"] = "z",
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        for view, branch in views.items():
+            if branch not in branches:
+                raise JointEmbedError(f"view {view!r} goes to branch {branch!r}, which is not there")
+        self.branches = nn.ModuleDict(branches)
+        self.views = dict(views)
+        self.objective = objective
+        self.image, self.tokens, self.config, self.embedding = image, tokens, config or {}, embedding
+        self.watch = False  # whether forward adds the health of the embeddings to its terms
+        for view in views:
+            self.register_buffer(f"centre_{view}", torch.zeros(self.width(view)))
+
+    def branch(self, view: str) -> Branch:
+        """The branch a view goes through. Raises JointEmbedError naming the views there are."""
+        if view not in self.views:
+            raise JointEmbedError(f"no view {view!r} in this model; it has {', '.join(self.views)}")
+        return cast(Branch, self.branches[self.views[view]])
+
+    def width(self, view: str) -> int:
+        """Width of what `encode` returns for a view."""
+        branch = self.branch(view)
+        return branch.embedding_width if self.embedding == "z" else branch.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def embed(self, batch: Batch) -> dict[str, Embedding]:
+        """Representation and embedding of every view of the batch: the first of the two calls of a step."""
+        missing = [view for view in self.views if view not in batch]
+        if missing:
+            raise DataError(f"the batch has no view {missing[0]!r}; it has {', '.join(sorted(batch))}")
+        return {view: self.branch(view)(batch[view]) for view in self.views}
+
+    def terms(self, online: dict[str, Embedding], batch: Batch) -> dict[str, Tensor]:
+        """The objective's named scalars for the embeddings of a batch: the second call of a step."""
+        if self.objective is None:
+            raise JointEmbedError("this model was built without an objective; it cannot be trained")
+        terms = self.objective(online, index=batch.get("index"), item=batch.get("item"), label=None)
+        if self.watch:
+            terms = terms | health({view: embedding.z for view, embedding in online.items()})
+        return terms
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Both calls of a step: batch in, named terms out, one of them `loss`."""
+        return self.terms(self.embed(batch), batch)
+
+    def before_step(self, batch: Batch) -> None:
+        """Hook of the loop: warm-ups that count steps."""
+        if self.objective is not None:
+            self.objective.before_step(batch)
+
+    def end_step(self, progress: float) -> None:
+        """Hook of the loop, after the optimizer's step; `progress` is the share of the run that is done."""
+        if self.objective is not None:
+            self.objective.end_step(progress)
+
+    # -- use --------------------------------------------------------------------------------------------------------
+
+    def vectors(self, view: str, inputs: Any) -> Tensor:
+        """What retrieval compares for a batch of one view: `h` or `z` in float32, centred. (N, D), not normalised."""
+        embedding = self.branch(view)(inputs)
+        chosen = embedding.z if self.embedding == "z" else embedding.h
+        return chosen.float() - self.get_buffer(f"centre_{view}")
+
+    def encode(
+        self,
+        inputs: Sequence[Any],
+        view: str,
+        *,
+        batch_size: int = 64,
+        normalize: bool = True,
+        device: str | torch.device | None = None,
+        show_progress: bool = False,
+        convert_to_numpy: bool = True,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> np.ndarray | Tensor:
+        """Embed texts or pictures.
+
+        Args:
+            inputs: texts, or pictures as paths, PIL images, (H, W, 3) arrays, (3, H, W) uint8 tensors; a whole
+                `datasets` column will do.
+            view: which view they are; a view whose first input is a `str` in a text branch is text.
+            batch_size: how many go through the branch at once.
+            normalize: scale each row to length 1.
+            device: moved there first; None leaves the model where it is.
+            show_progress: draw a progress bar.
+            convert_to_numpy: numpy array instead of a CPU tensor.
+            precision: `bf16` runs the branch under autocast.
+
+        Returns:
+            (N, D) float32, in the order of the inputs.
+
+        Raises:
+            DataError: an input that is no picture or no text, by its number.
+        """
+        if isinstance(inputs, str | bytes | Path | Image.Image):
+            raise DataError(f"encode takes a list of inputs, not one {type(inputs).__name__}")
+        is_text = self.reads_text(view)
+        if device is not None:
+            self.to(device)
+        was_training = self.training
+        self.eval()
+        rows: list[Tensor] = []
+        try:
+            texts = self._token_lists(inputs) if is_text else None
+            order = sorted(range(len(inputs)), key=lambda i: len(texts[i])) if texts is not None else None
+            numbers = order if order is not None else list(range(len(inputs)))
+            with torch.inference_mode(), autocast(self.device, precision):
+                for start in _progress(range(0, len(inputs), batch_size), show_progress, f"encoding {view}"):
+                    chosen = numbers[start : start + batch_size]
+                    batch = (
+                        pad([texts[i] for i in chosen]) if texts is not None else self._pictures(inputs, chosen, view)
+                    )
+                    rows.append(self.vectors(view, _moved(batch, self.device)).float().cpu())
+        finally:
+            self.train(was_training)
+        result = torch.cat(rows) if rows else torch.zeros(0, self.width(view))
+        if order is not None and rows:
+            result = torch.empty_like(result).index_copy_(0, torch.tensor(order), result)
+        result = functional.normalize(result, dim=1) if normalize else result
+        return result.numpy() if convert_to_numpy else result
+
+    def encode_image(self, pictures: Sequence[Picture], **options: Any) -> np.ndarray | Tensor:
+        """`encode` for the view `image`."""
+        return self.encode(pictures, "image", **options)
+
+    def encode_text(self, texts: Sequence[str], **options: Any) -> np.ndarray | Tensor:
+        """`encode` for the view `text`."""
+        return self.encode(texts, "text", **options)
+
+    def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+        """Cosine similarity of every row of `a` (N, D) with every row of `b` (M, D): (N, M) float32."""
+        first, second = (functional.normalize(torch.as_tensor(rows).float(), dim=-1) for rows in (a, b))
+        return first @ second.T
+
+    def reads_text(self, view: str) -> bool:
+        """Whether a view's branch takes token numbers."""
+        return getattr(self.branch(view).encoder, "modality", "image") == "text"
+
+    def _token_lists(self, texts: Sequence[Any]) -> list[list[int]]:
+        if self.tokens is None:
+            raise WeightsError("this model has no tokenizer; it cannot encode text")
+        for number, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"text {number}: expected words, found {text!r}")
+        return self.tokens.encode(list(texts))
+
+    def _pictures(self, pictures: Sequence[Any], numbers: Sequence[int], view: str) -> Tensor:
+        if self.image is None:
+            raise WeightsError("this model has no picture pipeline; it cannot encode pictures")
+        key = view if view in self.image.views else self.image.views[0]
+        return torch.stack([self.image(as_picture(pictures[number], f"input {number}"))[key] for number in numbers])
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: Path | str, card: str | None = None) -> None:
+        """Write safetensors, `config.json`, `tokenizer.json` and, where given, the model card; whole or not at all."""
+        folder = Path(folder)
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        save_model(_Saved(self), str(part / "model.safetensors"))
+        config = {"format": FORMAT, "jointembed": __version__, **self.config}
+        (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+        if self.tokens is not None:
+            self.tokens.save(part)
+        if card is not None:
+            (part / "README.md").write_text(card, encoding="utf-8")
+        if folder.exists():  # a folder cannot be replaced in one step: keep the old one until the new one is named
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            part.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            part.rename(folder)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, *, device: str | torch.device = "cpu") -> "JointEmbedding":
+        """Load a model folder, a run folder that holds one, or a hub id. Nothing is unpickled; every key must fit.
+
+        Raises:
+            WeightsError: naming the file and what is wrong with it.
+        """
+        folder = _model_folder(path)
+        config = _read_config(folder / "config.json")
+        tokens = Tokens.load(folder, config["max_length"]) if config.get("max_length") else None
+        model = from_config(config, tokens)
+        weights = folder / "model.safetensors"
+        try:
+            load_model(_Saved(model), str(weights), strict=True)
+        except (RuntimeError, SafetensorError, OSError) as error:
+            raise WeightsError(f"{weights}: {' '.join(str(error).split())[:600]}") from None
+        return model.to(device).eval()
+
+
+class _Saved(nn.Module):
+    """The part of a model that is shared: branches and centres, not the objective."""
+
+    def __init__(self, model: JointEmbedding) -> None:
+        super().__init__()
+        self.branches = model.branches
+        for view in model.views:
+            self.register_buffer(f"centre_{view}", model.get_buffer(f"centre_{view}"))
+
+
+def from_config(
+    config: dict[str, Any], tokens: Tokens | None, objective: Objective | None = None, *, pretrained: bool = False
+) -> JointEmbedding:
+    """Build a model from `{"views", "branches", "image", "max_length", "embedding"}`.
+
+    Args:
+        config: blocks whose arguments are complete and checked.
+        tokens: for text branches; their vocabulary sizes the word embeddings.
+        objective: None for a model that only embeds.
+        pretrained: load the weights that encoders name; False builds the bare architecture.
+
+    Raises:
+        WeightsError: a key or name of the config that does not fit this version.
+    """
+    try:
+        branches = {
+            name: _branch(block, tokens, pretrained=pretrained) for name, block in config["branches"].items()
+        }
+        image = _named(VIEWS, config["image"]) if config.get("image") else None
+        return JointEmbedding(
+            branches,
+            config["views"],
+            objective,
+            image=image,
+            tokens=tokens,
+            config=config,
+            embedding=config.get("embedding", "z"),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"config: {type(error).__name__} {error}; it does not fit version {__version__}") from error
+
+
+def _branch(block: dict[str, Any], tokens: Tokens | None, *, pretrained: bool) -> Branch:
+    encoder_block = dict(block["encoder"])
+    constructor = ENCODERS[encoder_block.pop("name")]
+    if not pretrained and "weights" in encoder_block:
+        encoder_block["weights"] = None
+    if getattr(constructor, "modality", "image") == "text":
+        if tokens is None:
+            raise WeightsError("a text branch needs a tokenizer: data.text in the recipe, tokenizer.json in a model")
+        encoder = constructor(tokens.vocabulary, **encoder_block)
+    else:
+        encoder = constructor(**encoder_block)
+    expander = _named(EXPANDERS, block["expander"], encoder.width)
+    return Branch(encoder, expander, train=block.get("train", "all"))
+
+
+def _named(table: Mapping[str, Any], block: dict[str, Any], *given: Any) -> Any:
+    arguments = {key: value for key, value in block.items() if key != "name"}
+    return table[block["name"]](*given, **arguments)
+
+
+def _model_folder(path: Path | str) -> Path:
+    folder = Path(path)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if folder.exists():
+        raise WeightsError(f"{folder}: no config.json there, nor in its folder model/")
+    if str(path).count("/") != 1 or str(path).startswith((".", "/")):
+        raise WeightsError(f"{folder}: no such model folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise WeightsError(f"{path}: no such folder, and the hub did not give it ({type(error).__name__})") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise WeightsError(f"{path}: not the config of a jointembed model")
+    if config["format"] > FORMAT:
+        raise WeightsError(f"{path}: format {config['format']} is of a newer version; this one reads up to {FORMAT}")
+    for key in ("views", "branches"):
+        if not isinstance(config.get(key), dict):
+            raise WeightsError(f"{path}: key {key!r} is missing")
+    return config
+
+
+def as_picture(source: Any, label: str) -> Image.Image:
+    """Any of the forms a user has a picture in, as an RGB image. Raises DataError naming `label`."""
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, str | Path):
+        return open_picture(Path(source))
+    if isinstance(source, bytes):
+        return open_picture(source, name=label)
+    if isinstance(source, Tensor):
+        if source.ndim != 3 or source.shape[0] != 3 or source.dtype != torch.uint8:
+            raise DataError(f"{label}: a tensor must be (3, H, W) uint8, found {tuple(source.shape)} {source.dtype}")
+        return Image.fromarray(source.permute(1, 2, 0).cpu().numpy())
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+            raise DataError(f"{label}: an array must be (H, W, 3) uint8, found {source.shape} {source.dtype}")
+        return Image.fromarray(source)
+    raise DataError(f"{label}: not a picture but {type(source).__name__}")
+
+
+def health(embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Std per dimension, mean absolute correlation and RankMe of each view's embeddings, on this rank's batch."""
+    found: dict[str, Tensor] = {}
+    for view, z in embeddings.items():
+        rows = z.detach().float().flatten(0, -2)
+        if len(rows) > 1 and bool(torch.isfinite(rows).all()):  # else the loss says so
+            std = std_per_dimension(rows)
+            found[f"health/{view}/std"] = std.mean()
+            found[f"health/{view}/relative_std"] = std.square().sum().sqrt() / rows.norm(dim=1).mean().clamp_min(1e-12)
+            found[f"health/{view}/covariance"] = torch.as_tensor(mean_absolute_correlation(rows))
+            found[f"health/{view}/rankme"] = torch.as_tensor(rankme(rows))
+    return found
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bf16 autocast, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _progress(steps: range, show: bool, label: str) -> Any:
+    if not show:
+        return steps
+    from rich.progress import track
+
+    return track(steps, description=label)
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, dict):
+        return {key: value.to(device) for key, value in batch.items()}
+    return batch.to(device)

@@ -1,0 +1,228 @@
+"""Statistics of the global batch: variance and covariance at Gram cost, and the health of embeddings.
+
+N rows in the global batch, n of them on this rank, W ranks, D dimensions. The terms are exact whatever N, D and W are:
+||Zc^T Zc||_F = ||Zc Zc^T||_F for the centred batch Zc, so the D x D covariance matrix is never made where the N x N
+Gram matrix is smaller. A term has the value of the global batch on every rank, and its gradient in the own rows is W
+times that of the global batch, so that DDP's average over ranks is exact. Backward needs no communication.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from jointembed.distributed import gather, gather_without_grad, rank, row_counts, sum_over_ranks, world
+from jointembed.errors import JointEmbedError
+
+GRAM_UP_TO = 1.0  # N / D up to which the N x N form was measured to be the faster one
+
+
+class BatchError(JointEmbedError, ValueError):
+    """A batch that a statistic cannot be computed from."""
+
+
+class CentredBatch(NamedTuple):
+    """The global batch minus its mean, detached: what variance and covariance of a branch share."""
+
+    own: Tensor  # (n, D) this rank's rows
+    rows: Tensor | None  # (N, D) all ranks' rows; None where the D x D form is cheaper
+    variance: Tensor  # (D,) unbiased
+    size: int  # N
+
+
+def full_precision(z: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off on the tensor's device, for statistics that need at least float32."""
+    device = z.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def wide(z: Tensor) -> Tensor:
+    """(N, D) embeddings in float32 at least; float64 stays float64. Raises BatchError for another shape."""
+    if z.ndim != 2:
+        raise BatchError(f"embeddings must be (N, D), found {tuple(z.shape)}")
+    return z if z.dtype == torch.float64 else z.float()
+
+
+@torch.no_grad()
+def centre(z: Tensor, *, gram_up_to: float = GRAM_UP_TO) -> CentredBatch:
+    """Gather and centre the batch of one branch, once for all its terms.
+
+    Communication: the row counts, and one all-gather where N <= gram_up_to * D; else two all-reduces of D numbers.
+
+    Args:
+        z: (n, D) this rank's embeddings, in float32 or float64.
+        gram_up_to: N / D up to which all rows are kept for the N x N form.
+
+    Raises:
+        BatchError: if the global batch has fewer than two rows.
+    """
+    counts = row_counts(z)
+    count = sum(counts)
+    if count < 2:
+        raise BatchError(f"variance and covariance need at least 2 samples in the global batch, found {count}")
+    gram = count <= gram_up_to * z.shape[1]
+    if gram or world() == 1:
+        rows = gather_without_grad(z, counts)
+        rows = rows - rows.mean(0)
+        start = sum(counts[: rank()])
+        own = rows[start : start + len(z)]
+        squares = rows.square().sum(0)
+    else:
+        own = z - sum_over_ranks(z.sum(0)) / count
+        squares = sum_over_ranks(own.square().sum(0))
+    return CentredBatch(own, rows if gram else None, squares / (count - 1), count)
+
+
+class _Variance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, batch: CentredBatch, gamma: float, eps: float) -> Tensor:
+        std = torch.sqrt(batch.variance + eps)
+        slope = (std < gamma) / (std * (-(batch.size - 1) * len(std)))
+        ctx.save_for_backward(batch.own, slope)
+        return functional.relu(gamma - std).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own, slope = ctx.saved_tensors
+        return own * (slope * (gradients[0] * world())), None, None, None
+
+
+def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4, batch: CentredBatch | None = None) -> Tensor:
+    """Hinge on the standard deviation of each dimension: (1/D) sum_j max(0, gamma - sqrt(Var(z^j) + eps)).
+
+    Bardes, Ponce, LeCun, ICLR 2022, eq. 1-2, with the unbiased variance of the global batch.
+
+    Args:
+        z: (n, D) this rank's embeddings.
+        gamma: target standard deviation.
+        eps: added to the variance.
+        batch: `centre(z)` where the caller has it.
+
+    Raises:
+        BatchError: (a ValueError) if z is not (n, D) or the global batch has fewer than two rows.
+    """
+    with full_precision(z):
+        z = wide(z)
+        return _Variance.apply(z, batch or centre(z), gamma, eps)
+
+
+class _Covariance(torch.autograd.Function):
+    """Forward keeps the smaller of both matrices; backward multiplies it with the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, batch: CentredBatch) -> Tensor:
+        own, rows, variance, size = batch
+        ctx.size = size
+        if rows is None:
+            matrix = sum_over_ranks(own.T @ own).div_(size - 1)
+            matrix.fill_diagonal_(0)
+            ctx.save_for_backward(own, matrix)
+            return matrix.square().sum() / len(variance)
+        gram = own @ rows.T  # (n, N), this rank's rows of the global Gram matrix
+        ctx.save_for_backward(own, gram, rows, variance)
+        squares = sum_over_ranks(gram.square().sum()) / (size - 1) ** 2
+        return (squares - variance.square().sum()).clamp_min(0) / len(variance)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        own, matrix, *rest = ctx.saved_tensors
+        if rest:
+            rows, variance = rest
+            product = (own * variance).addmm_(matrix, rows, beta=-1, alpha=1 / (ctx.size - 1))
+        else:
+            product = own @ matrix
+        return product.mul_(gradients[0] * (4 * world() / ((ctx.size - 1) * own.shape[1]))), None
+
+
+def covariance_term(z: Tensor, batch: CentredBatch | None = None) -> Tensor:
+    """Squared off-diagonal covariances: (1/D) sum_{i != j} C_ij^2 with C = Zc^T Zc / (N - 1).
+
+    Bardes, Ponce, LeCun, ICLR 2022, eq. 3-4. For N <= D from the Gram matrix G = Zc Zc^T: the sum is
+    ||G||_F^2 / (N - 1)^2 - sum_j Var_j^2 and its gradient 4 / (N - 1) * (G Zc / (N - 1) - Zc * Var).
+
+    Args:
+        z: (n, D) this rank's embeddings.
+        batch: `centre(z)` where the caller has it.
+
+    Raises:
+        BatchError: (a ValueError) if z is not (n, D) or the global batch has fewer than two rows.
+    """
+    with full_precision(z):
+        z = wide(z)
+        return _Covariance.apply(z, batch or centre(z))
+
+
+def cosine_scores(a: Tensor, b: Tensor, item: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines of all pairs of the global batch, with gradient, and which of them show the same item.
+
+    Args:
+        a: (n, D) this rank's embeddings of one view.
+        b: (n, D) of the other view.
+        item: (n,) numbers; rows with equal ones show the same thing. None: every row is an item of its own.
+
+    Returns:
+        (N, N) cosines, rows of a by rows of b, and (N, N) bool, true on the diagonal.
+    """
+    a, b = (gather(functional.normalize(wide(z), dim=1)) for z in (a, b))
+    if item is None:
+        return a @ b.T, torch.eye(len(a), dtype=torch.bool, device=a.device)
+    item = gather_without_grad(item)
+    return a @ b.T, item[:, None] == item[None, :]
+
+
+# -- health: of the rows given, without communication ---------------------------------------------------------------
+
+
+def std_per_dimension(z: Tensor) -> Tensor:
+    """Unbiased standard deviation of each dimension of (N, D) rows: (D,). Of these rows alone: gather them before."""
+    z = wide(z.detach())
+    if len(z) < 2:
+        raise BatchError(f"a standard deviation needs at least 2 samples, found {len(z)}")
+    return ((z - z.mean(0)).square().sum(0) / (len(z) - 1)).sqrt()
+
+
+def mean_absolute_correlation(z: Tensor, limit: int | None = 1024) -> float:
+    """Mean of |correlation| over pairs of different dimensions, 0 (decorrelated) to 1; constant ones count as 0.
+
+    Args:
+        z: (N, D) rows; of these alone, without communication.
+        limit: use this many evenly spaced dimensions where there are more; None uses all of them.
+    """
+    z = wide(z.detach())
+    width = z.shape[1]
+    if limit is not None and width > limit:
+        width = limit
+        z = z[:, torch.linspace(0, z.shape[1] - 1, width, device=z.device).round().long()]
+    if width < 2:
+        return 0.0
+    std = std_per_dimension(z)
+    alive = std > 16 * torch.finfo(z.dtype).eps * z.abs().amax(0)  # more than the rounding of a constant
+    unit = functional.normalize((z - z.mean(0)) * alive, dim=0)
+    with full_precision(z):
+        pairs = sum(float((block.T @ unit).abs().sum()) for block in unit.split(1024, dim=1))
+    return max(0.0, pairs - int(alive.sum())) / (width * (width - 1))
+
+
+def singular_values(z: Tensor) -> Tensor:
+    """Singular values of (N, D) rows as they are, not centred: (min(N, D),) float64 on the CPU, descending.
+
+    From the eigenvalues of the smaller Gram matrix in float64: exact to 1e-8 of the largest one.
+    """
+    z = wide(z.detach()).to("cpu", torch.float64)
+    gram = z @ z.T if len(z) <= z.shape[1] else z.T @ z
+    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+
+
+def rankme(z: Tensor, eps: float = 1e-7) -> float:
+    """Effective rank of (N, D) rows, 1 (collapsed) to min(N, D): exp of the entropy of the singular values.
+
+    Garrido et al., "RankMe", ICML 2023, eq. 1: p_k = sigma_k / ||sigma||_1 + eps, rows not centred.
+    """
+    values = singular_values(z)
+    share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + eps
+    return float(torch.exp(-(share * share.log()).sum()))

@@ -1,0 +1,150 @@
+"""VICReg: variance, invariance, covariance. Bardes, Ponce, LeCun, ICLR 2022."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jointembed.distributed import total
+from jointembed.errors import RecipeError
+from jointembed.layers import Embedding
+from jointembed.objectives.objective import Objective, check_pair
+from jointembed.objectives.statistics import centre, covariance_term, variance_term, wide
+
+Convention = Literal["official", "paper"]
+Coefficients = float | Sequence[float] | Mapping[str, float]
+
+
+def vicreg_loss(
+    a: Tensor,
+    b: Tensor,
+    *,
+    invariance: float = 25.0,
+    variance: float | Sequence[float] = 25.0,
+    covariance: float | Sequence[float] = 1.0,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    convention: Convention = "official",
+) -> dict[str, Tensor]:
+    """VICReg's loss of two branches: lambda s(a, b) + mu v + nu c, of the global batch.
+
+    With v_k = (1/D) sum_j max(0, gamma - sqrt(Var_j + eps)) and c_k = (1/D) sum_{i != j} C_ij^2 of branch k, unbiased:
+    * `official`, the authors' code: s is the mean over N and D of (a - b)^2, v the mean and c the sum over branches.
+    * `paper`, eq. 1-6: s is the mean over N of ||a - b||^2, v and c are sums over branches.
+
+    A coefficient of a branch takes its place inside: mu v becomes (mu_a v_a + mu_b v_b) / 2 (`official`) or
+    mu_a v_a + mu_b v_b (`paper`), nu c becomes nu_a c_a + nu_b c_b.
+
+    Args:
+        a: (N, D) embeddings of one branch.
+        b: (N, D) embeddings of the other.
+        invariance: lambda.
+        variance: mu, one for both branches or one for each.
+        covariance: nu, one for both branches or one for each.
+        gamma: target standard deviation.
+        eps: added to the variance.
+        convention: whose sums and means.
+
+    Returns:
+        `loss` (weighted), and unweighted, detached: `invariance`, `variance`, `covariance` as they enter it, and
+        `variance/a`, `covariance/a`, `variance/b`, `covariance/b` (v_k and c_k).
+
+    Raises:
+        BatchError: (a ValueError) if the shapes differ or the global batch has fewer than two rows.
+    """
+    check_pair(a, b)
+    return _terms({"a": a, "b": b}, [("a", "b")], (invariance, variance, covariance), gamma, eps, convention)
+
+
+def _of_views(value: Coefficients, views: Sequence[str]) -> dict[str, float]:
+    if isinstance(value, int | float):
+        return dict.fromkeys(views, float(value))
+    if len(value) != len(views):
+        raise ValueError(f"one coefficient, or one for each of {len(views)} branches expected, found {len(value)}")
+    return dict(value) if isinstance(value, Mapping) else dict(zip(views, value, strict=True))
+
+
+def _terms(
+    views: Mapping[str, Tensor],
+    pairs: Iterable[Sequence[str]],
+    coefficients: tuple[float, Coefficients, Coefficients],
+    gamma: float,
+    eps: float,
+    convention: Convention,
+) -> dict[str, Tensor]:
+    if convention not in get_args(Convention):
+        raise ValueError(f"convention must be official or paper, found {convention!r}")
+    invariance, (variance, covariance) = coefficients[0], (_of_views(value, list(views)) for value in coefficients[1:])
+    z = {view: wide(tensor) for view, tensor in views.items()}
+    batches = {view: centre(tensor) for view, tensor in z.items()}
+    distances = []
+    for first, second in pairs:
+        check_pair(z[first], z[second], (first, second))
+        distance = total(functional.mse_loss(z[first], z[second], reduction="sum")) / batches[first].size
+        distances.append(distance / z[first].shape[1] if convention == "official" else distance)
+    s = torch.stack(distances).mean()
+    loss, v, c, of_views = invariance * s, torch.zeros_like(s), torch.zeros_like(s), dict[str, Tensor]()
+    v_share, c_share = (1 if convention == "official" else 2) / len(z), 2 / len(z)
+    for view in z:
+        of_variance = variance_term(z[view], gamma, eps, batches[view])
+        of_covariance = covariance_term(z[view], batches[view])
+        v, c = v + v_share * of_variance, c + c_share * of_covariance
+        loss = loss + v_share * variance[view] * of_variance + c_share * covariance[view] * of_covariance
+        of_views |= {f"variance/{view}": of_variance, f"covariance/{view}": of_covariance}
+    terms = {"invariance": s, "variance": v, "covariance": c} | of_views
+    return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+
+
+class VICReg(Objective):
+    """VICReg of any number B of views, which may or may not share a branch.
+
+    s is the mean over the chosen pairs of views, v the mean over views (`paper`: twice that), c twice the mean over
+    views; with two views this is `vicreg_loss`, whose arguments these are. `variance` and `covariance` take one number,
+    or one for every view by name; `pairs` are the views that s pulls together, None means all pairs.
+    """
+
+    def __init__(
+        self,
+        *,
+        invariance: float = 25.0,
+        variance: float | dict[str, float] = 25.0,
+        covariance: float | dict[str, float] = 1.0,
+        gamma: float = 1.0,
+        eps: float = 1e-4,
+        convention: Convention = "official",
+        pairs: list[list[str]] | None = None,
+    ) -> None:
+        """See the class. Raises RecipeError if `pairs` is empty or holds anything but pairs of different views."""
+        super().__init__()
+        if pairs is not None and (not pairs or any(len(pair) != 2 or pair[0] == pair[1] for pair in pairs)):
+            raise RecipeError(f"objective.pairs: a list of pairs of different views expected, found {pairs}")
+        self.invariance, self.variance, self.covariance = invariance, variance, covariance
+        self.gamma, self.eps, self.convention, self.pairs = gamma, eps, convention, pairs
+
+    def check_views(self, views: Iterable[str]) -> None:
+        """Raise RecipeError if there are fewer than two views, or a name given here is none of them."""
+        names = list(views)
+        if len(names) < 2:
+            raise RecipeError(f"objective: VICReg compares 2 views or more, found {', '.join(names) or 'none'}")
+        for key, value in (("variance", self.variance), ("covariance", self.covariance)):
+            if isinstance(value, dict) and set(value) != set(names):
+                raise RecipeError(f"objective.{key}: one number for each of {names} expected, found {sorted(value)}")
+        for view in {view for pair in self.pairs or [] for view in pair}.difference(names):
+            raise RecipeError(f"objective.pairs: no view {view!r}; the views are {', '.join(names)}")
+
+    def forward(
+        self,
+        online: Mapping[str, Embedding],
+        target: Mapping[str, Embedding] | None = None,
+        index: Tensor | None = None,
+        item: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Terms of `vicreg_loss`, those of a branch under the names of the views."""
+        self.check_views(online)
+        views = {view: embedding.z for view, embedding in online.items()}
+        coefficients = (self.invariance, self.variance, self.covariance)
+        return _terms(views, self.pairs or combinations(views, 2), coefficients, self.gamma, self.eps, self.convention)

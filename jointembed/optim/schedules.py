@@ -1,0 +1,85 @@
+"""Learning-rate schedules: pure functions of the step, steps counted from 0.
+
+Every schedule takes `step`, `steps` (of the run), `steps_per_epoch` and `peak`, and returns the learning rate of that
+step. The warm-up rises linearly from 0 at step 0 to the peak at its last step + 1, in steps or in epochs.
+"""
+
+import math
+
+from jointembed.errors import RecipeError
+
+
+def constant(
+    step: int, steps: int, steps_per_epoch: int, peak: float, *, warmup_steps: int = 0, warmup_epochs: float = 0.0
+) -> float:
+    """The peak, after the warm-up.
+
+    Raises:
+        RecipeError: both kinds of warm-up, or a negative one.
+    """
+    warmup = _warmup(warmup_steps, warmup_epochs, steps_per_epoch)
+    return peak * step / warmup if step < warmup else peak
+
+
+def cosine(
+    step: int,
+    steps: int,
+    steps_per_epoch: int,
+    peak: float,
+    *,
+    warmup_steps: int = 0,
+    warmup_epochs: float = 0.0,
+    final: float = 0.0,
+) -> float:
+    """Half a cosine from the peak to `final` (a share of the peak) at the last step + 1 (Loshchilov & Hutter 2017).
+
+    VICReg: `warmup_epochs=10, final=0.001`.
+
+    Raises:
+        RecipeError: both kinds of warm-up, a negative one, or a final share outside 0..1.
+    """
+    if not 0 <= final <= 1:
+        raise RecipeError(f"schedule.final: {final} is a share of the peak, 0 to 1")
+    warmup = _warmup(warmup_steps, warmup_epochs, steps_per_epoch)
+    if step < warmup:
+        return peak * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def step_decay(
+    step: int,
+    steps: int,
+    steps_per_epoch: int,
+    peak: float,
+    *,
+    every_epochs: float = 15.0,
+    factor: float = 0.1,
+    warmup_steps: int = 0,
+    warmup_epochs: float = 0.0,
+) -> float:
+    """The peak times `factor` for each `every_epochs` that have passed (VSE++: x .1 every 15 epochs).
+
+    Raises:
+        RecipeError: both kinds of warm-up, a negative one, or `every_epochs` not above 0.
+    """
+    if every_epochs <= 0:
+        raise RecipeError(f"schedule.every_epochs: {every_epochs} is not above 0")
+    warmup = _warmup(warmup_steps, warmup_epochs, steps_per_epoch)
+    if step < warmup:
+        return peak * step / warmup
+    period = max(1, round(every_epochs * steps_per_epoch))
+    return peak * factor ** (step // period)
+
+
+def scaled_lr(base: float, batch: int) -> float:
+    """The linear scaling rule: `base` is given for a batch of 256 (Goyal et al. 2017)."""
+    return base * batch / 256
+
+
+def _warmup(steps: int, epochs: float, steps_per_epoch: int) -> int:
+    if steps and epochs:
+        raise RecipeError(f"schedule: warmup_steps ({steps}) or warmup_epochs ({epochs}), not both")
+    if steps < 0 or epochs < 0:
+        raise RecipeError(f"schedule: a warm-up of {steps or epochs} is negative")
+    return steps or round(epochs * steps_per_epoch)

@@ -1,0 +1,319 @@
+"""Recipes: YAML files that say everything about a run, checked before any work.
+
+The blocks with a `name` (encoder, objective, data set, ...) carry the keyword-only arguments of that name's
+constructor: its signature is their schema. `jointembed.build` owns the tables from names to constructors.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from jointembed.errors import RecipeError
+
+Block = dict[str, Any]
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_STRICT_KEYS = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class BranchRecipe:
+    """One branch: an encoder, an expander, and how they are trained."""
+
+    encoder: Block
+    expander: Block = field(default_factory=lambda: {"name": "mlp", "widths": []})
+    train: Literal["all", "none"] | list[str] = "all"  # of the encoder: all, none, or these parameter prefixes
+    lr_scale: Positive = 1.0  # of the encoder, against the schedule's rate
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class DataRecipe:
+    """Data sets, and how a sample becomes the tensors of its views."""
+
+    train: Block
+    validation: Block | None = None
+    test: Block | None = None
+    captions: Literal["random", "all"] = "random"  # an epoch is each picture once, or each caption once
+    image: Block | None = None  # view pipeline of training
+    image_evaluation: Block | None = None  # of evaluation; by default that of training, if it is not random
+    text: Block | None = None  # tokens
+    cache: bool = True  # keep the representations of a frozen encoder whose view is not random
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class LoaderRecipe:
+    """Batches, counted over all ranks."""
+
+    batch: Count = 256
+    workers: Annotated[int, Field(ge=0)] = 0
+    drop_last: bool = True
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class TrainingRecipe:
+    """The loop."""
+
+    epochs: Positive = 10
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    clip: Positive | None = None  # gradient norm of the global batch
+    micro_batch: Count | None = None  # samples a pass holds in memory, per rank; the mathematics is the whole batch's
+    log_every: Count = 10  # steps
+    health_every: Count = 50  # steps
+    save_every: Positive = 1.0  # epochs
+    keep: Count = 2  # checkpoints
+    trackers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class EvaluationRecipe:
+    """Retrieval between the two views."""
+
+    every: Positive = 1.0  # epochs
+    embedding: Literal["h", "z"] = "z"
+    centre: bool = False  # subtract the mean of training embeddings, one a branch, before the cosine
+    protocol: str = "full"
+    select: str = "rsum"  # the validation number whose highest value picks the model that is kept
+    batch: Count = 256
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class Recipe:
+    """Everything about a run."""
+
+    name: str
+    views: dict[str, str]
+    branches: dict[str, BranchRecipe]
+    objective: Block
+    data: DataRecipe
+    optimizer: Block
+    schedule: Block
+    description: str = ""
+    seed: int = 0
+    init_from: str | None = None  # a run or model folder whose branches this run starts from
+    loader: LoaderRecipe = field(default_factory=LoaderRecipe)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps: `1e-4` is a number, `no` is a word, a key given twice is an error."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$", re.IGNORECASE),
+    list("-+.0123456789"),
+)
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise RecipeError(f"line {key_node.start_mark.line + 1}: key {key!r} is not a word; put it in quotes")
+        if key in keys:
+            raise RecipeError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
+        keys.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML strictly; `source` names it in errors. Raises RecipeError."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `a.b=c` overrides, whose values are YAML.
+
+    Raises:
+        RecipeError: with the file and the dotted path of the key at fault.
+    """
+    path = Path(path)
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text ({error})") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, not a {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    return recipe_from_tree(tree, str(path))
+
+
+def recipe_from_tree(tree: Mapping[str, Any], source: str) -> Recipe:
+    """Check a parsed tree. Raises RecipeError naming `source`, the dotted path and the nearest valid key."""
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(tree)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{source}: {_first_problem(error, Recipe, tree)}") from None
+    for view, branch in recipe.views.items():
+        if branch not in recipe.branches:
+            raise RecipeError(f"{source}: views.{view}: no branch {branch!r}{nearest(branch, recipe.branches)}")
+    unused = sorted(set(recipe.branches) - set(recipe.views.values()))
+    if unused:
+        raise RecipeError(f"{source}: branches.{unused[0]}: no view uses this branch")
+    return recipe
+
+
+def recipe_tree(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain mappings, every default filled in."""
+    return dataclasses.asdict(recipe)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe_tree(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"{override!r}: an override looks like training.epochs=5")
+    value = parse_yaml(text, path)
+    node = tree
+    for depth, key in enumerate(keys[:-1], 1):
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"{override!r}: {'.'.join(keys[:depth])} is a value, it has no keys")
+        node = child
+    node[keys[-1]] = value
+
+
+def nearest(name: str, valid: typing.Iterable[str]) -> str:
+    """`; did you mean 'x'?` or the list of valid names, to end an error message with."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(names) or 'none'}"
+
+
+def _first_problem(error: pydantic.ValidationError, root: Any, tree: Any) -> str:
+    """One line for the first thing wrong, unknown keys before all else: they are the cause of most others."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "unexpected_keyword_argument"))
+    problem = problems[0]
+    location = _shorten(problem["loc"], tree)
+    path = ".".join(str(part) for part in location) or "recipe"
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        names = _keys_at(root, location[:-1])
+        return f"{path}: unknown key{nearest(str(location[-1]), names)}"
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{path}: missing"
+    found = problem["input"]
+    return f"{path}: {problem['msg']}, found {found!r} ({type(found).__name__})"
+
+
+def _shorten(location: tuple[Any, ...], tree: Any) -> tuple[Any, ...]:
+    """Drop what pydantic adds for union members, so that the path is one that stands in the file."""
+    kept: list[Any] = []
+    for position, part in enumerate(location):
+        if isinstance(tree, Mapping) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, list) and isinstance(part, int) and part < len(tree):
+            tree = tree[part]
+        elif not (position == len(location) - 1 and isinstance(tree, Mapping)):
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _keys_at(root: Any, location: tuple[Any, ...]) -> list[str]:
+    kind = root
+    for part in location:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(str(part))
+        else:
+            arguments = [a for a in typing.get_args(kind) if a is not types.NoneType]
+            kind = arguments[-1] if arguments else None
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def check_block(block: Mapping[str, Any], table: Mapping[str, Callable[..., Any]], path: str) -> Block:
+    """Check a named block against its constructor's keyword-only parameters and fill in the defaults.
+
+    Args:
+        block: `{name: ..., argument: ...}`.
+        table: the room's one table from names to constructors.
+        path: dotted path of the block in the recipe, for the message.
+
+    Returns:
+        The block with every argument coerced to its annotated type.
+
+    Raises:
+        RecipeError: unknown name or argument, wrong type, missing argument.
+    """
+    if "name" not in block:
+        raise RecipeError(f"{path}.name: missing; valid: {', '.join(sorted(table))}")
+    name = block["name"]
+    if not isinstance(name, str) or name not in table:
+        raise RecipeError(f"{path}.name: no {name!r} here{nearest(str(name), table)}")
+    constructor = table[name]
+    hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    arguments = {key: value for key, value in block.items() if key != "name"}
+    for key in arguments:
+        if key not in parameters:
+            raise RecipeError(f"{path}.{key}: {name} has no such argument{nearest(key, parameters)}")
+    checked: Block = {"name": name}
+    for key, parameter in parameters.items():
+        if key not in arguments:
+            if parameter.default is inspect.Parameter.empty:
+                raise RecipeError(f"{path}.{key}: missing; {name} needs it")
+            checked[key] = parameter.default
+            continue
+        try:
+            checked[key] = TypeAdapter(hints[key]).validate_python(arguments[key])
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]
+            found = arguments[key]
+            raise RecipeError(f"{path}.{key}: {problem['msg']}, found {found!r} ({type(found).__name__})") from None
+    return checked
+
+
+def expand_variables(value: Any, path: str) -> Any:
+    """Replace `${NAME}` in every string by the environment variable. Raises RecipeError where it is unset."""
+    if isinstance(value, str):
+
+        def substitute(match: re.Match[str]) -> str:
+            if match[1] not in os.environ:
+                raise RecipeError(f"{path}: environment variable {match[1]} is not set (needed by {value!r})")
+            return os.environ[match[1]]
+
+        return re.sub(r"\$\{(\w+)\}", substitute, value)
+    if isinstance(value, Mapping):
+        return {key: expand_variables(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_variables(item, f"{path}.{number}") for number, item in enumerate(value)]
+    return value

@@ -1,0 +1,210 @@
+"""Checkpoints that a kill cannot break: written aside, hashed, synced, then named by one rename.
+
+A checkpoint is a folder `step-N` of safetensors and JSON. A folder of that name is complete by construction; a kill
+during a save leaves only a `.part` folder, which the next run removes.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jointembed import distributed
+from jointembed.errors import CheckpointError
+
+FORMAT = 1
+_FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, read whole."""
+
+    folder: Path
+    state: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    random: dict[str, Tensor]
+
+
+def save(
+    folder: Path, core: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
+) -> Path | None:
+    """Publish `folder/step-N`, then delete all but the newest `keep`. Every rank calls it; the main one writes.
+
+    Args:
+        folder: the run's `checkpoints`.
+        core: the unwrapped model, objective included.
+        optimizer: its state is saved by parameter number.
+        state: JSON values; `step` names the checkpoint.
+        keep: how many stay.
+
+    Returns:
+        The published folder on the main rank, None elsewhere.
+
+    Raises:
+        CheckpointError: on every rank, where the disk refused; older checkpoints are untouched.
+    """
+    random_state = {
+        f"rank{rank}.{name}": value for rank, one in enumerate(_gather_random()) for name, value in one.items()
+    }
+    problem, target = None, folder / f"step-{state['step']}"
+    if distributed.is_main():
+        part = folder / f".{target.name}.part"
+        try:
+            _write(part, core, optimizer, random_state, state)
+            if target.exists():
+                shutil.rmtree(target)
+            part.rename(target)
+            _sync(folder)
+            for old in complete(folder)[:-keep]:
+                shutil.rmtree(old)
+        except OSError as error:
+            problem = f"{target}: cannot be saved ({error.strerror or error}); older checkpoints are untouched"
+            shutil.rmtree(part, ignore_errors=True)
+    problem = distributed.broadcast_object(problem)
+    if problem:
+        raise CheckpointError(problem)
+    return target if distributed.is_main() else None
+
+
+def complete(folder: Path) -> list[Path]:
+    """Published checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest published checkpoint, verified, or None. Removes what killed saves left behind."""
+    if distributed.is_main():
+        for leftover in folder.glob(".step-*.part"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    distributed.barrier()
+    found = complete(folder)
+    return read(found[-1]) if found else None
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read one checkpoint. Raises CheckpointError naming the file that is missing, altered or of a newer version."""
+    manifest = _json(folder / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}")
+    for name in _FILES:
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing from the checkpoint")
+        if _hash(path) != manifest.get("sha256", {}).get(name):
+            raise CheckpointError(f"{path}: altered or truncated since it was saved (its hash differs)")
+    try:
+        tensors = [load_file(folder / name) for name in _FILES[:3]]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    return Checkpoint(folder, _json(folder / "state.json"), *tensors)
+
+
+def restore(checkpoint: Checkpoint, core: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put model, optimizer and this rank's random states back. Raises CheckpointError naming keys that do not fit."""
+    try:
+        core.load_state_dict(checkpoint.model, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.folder}/model.safetensors: {' '.join(str(error).split())[:600]}") from None
+    optimizer.load_state_dict(_optimizer_state(checkpoint, optimizer))
+    _set_random(checkpoint)
+
+
+def _write(
+    part: Path, core: nn.Module, optimizer: torch.optim.Optimizer, randoms: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file(_plain(core.state_dict()), part / _FILES[0])
+    moments = {
+        f"{number}.{key}": torch.as_tensor(value)
+        for number, one in optimizer.state_dict()["state"].items()
+        for key, value in one.items()
+    }
+    save_file(_plain(moments), part / _FILES[1])
+    save_file(randoms, part / _FILES[2])
+    (part / _FILES[3]).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    manifest = {"format": FORMAT, "sha256": {name: _hash(part / name) for name in _FILES}}
+    (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in part.iterdir():
+        _sync(path)
+    _sync(part)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Own, contiguous CPU memory for each: safetensors refuses tied weights, which load back tied all the same."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _optimizer_state(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in checkpoint.optimizer.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = tensor
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _gather_random() -> list[dict[str, Tensor]]:
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - user code may use it
+    own = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor([version, *internal], dtype=torch.int64),
+        "python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*map(int, keys), position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    return distributed.gather_objects(own)
+
+
+def _set_random(checkpoint: Checkpoint) -> None:
+    prefix = f"rank{distributed.rank()}."
+    own = {name.removeprefix(prefix): value for name, value in checkpoint.random.items() if name.startswith(prefix)}
+    if not {"torch", "python", "numpy"} <= set(own):
+        raise CheckpointError(f"{checkpoint.folder}/random.safetensors: no random state of rank {distributed.rank()}")
+    torch.set_rng_state(own["torch"])
+    gauss = own["python_gauss"].item()
+    version, *internal = own["python"].tolist()
+    random.setstate((version, tuple(internal), None if gauss != gauss else gauss))
+    *keys, position, has_gauss = own["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, own["numpy_gauss"].item()))  # noqa: NPY002
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not the JSON object it should hold")
+    return value
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

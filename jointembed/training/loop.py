@@ -1,0 +1,228 @@
+"""The loop: every run of every objective goes through `fit`."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from jointembed import distributed
+from jointembed.data.loader import batch_rows, slice_rows, to_device
+from jointembed.data.samples import Batch
+from jointembed.errors import JointEmbedError
+from jointembed.layers import Embedding
+from jointembed.model import JointEmbedding
+from jointembed.optim.groups import set_lr
+from jointembed.training import checkpoint as checkpoints
+from jointembed.training.log import MetricsLog
+
+Validate = Callable[[JointEmbedding], Mapping[str, float]]
+
+
+def fit(
+    core: JointEmbedding,
+    batches: Callable[[int], Any],
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    *,
+    accelerator: Accelerator,
+    run: Path,
+    steps: int,
+    per_epoch: int,
+    identity: dict[str, Any],
+    describe: Callable[[int], list[str]],
+    resume: checkpoints.Checkpoint | None = None,
+    validate: Validate | None = None,
+    select: str = "rsum",
+    publish: Callable[[JointEmbedding], None] | None = None,
+    clip: float | None = None,
+    micro_batch: int | None = None,
+    log_every: int = 10,
+    health_every: int = 50,
+    validate_every: int = 0,
+    save_every: int = 0,
+    keep: int = 2,
+) -> dict[str, Any]:
+    """Train to step `steps` and return the final state: step, best validation value and its step.
+
+    Args:
+        core: the model; DDP wraps it here.
+        batches: start step -> iterable of batches from there on.
+        optimizer: its groups carry `lr_scale`.
+        schedule: step -> learning rate.
+        accelerator: device, precision, trackers.
+        run: folder of the run.
+        steps: total, an earlier part of a resumed run included.
+        per_epoch: steps an epoch.
+        identity: what a resume must find unchanged (recipe, data, world size).
+        describe: step -> names of this rank's samples, for messages.
+        resume: checkpoint to go on from.
+        validate: model -> numbers, of which `select` picks the best model; every rank calls it.
+        select: name of that number, higher is better.
+        publish: writes the model folder; called by the main rank when the best value rises, or at the end.
+        clip: largest norm of the gradient of the global batch.
+        micro_batch: samples a rank holds activations of at a time; the gradient is the whole batch's all the same.
+        log_every: steps between lines of the log; here and below 0 means only at the end.
+        health_every: steps between looks at the embeddings.
+        validate_every: steps between validations.
+        save_every: steps between checkpoints.
+        keep: checkpoints kept.
+
+    Raises:
+        JointEmbedError: a loss or gradient that is not finite, before the step, on all ranks, with the sample names.
+    """
+    state: dict[str, Any] = {"step": 0, "best": None, "best_step": None, **identity}
+    if resume is not None:
+        checkpoints.restore(resume, core, optimizer)
+        state = resume.state
+    model = accelerator.prepare_model(core)
+    parameters = [p for p in core.parameters() if p.requires_grad]
+    core.train()
+    with MetricsLog(run, accelerator, first_step=state["step"], steps=steps, per_epoch=per_epoch) as log:
+        for step, cpu_batch in enumerate(batches(state["step"]), state["step"] + 1):
+            batch = to_device(cpu_batch, accelerator.device)
+            set_lr(optimizer, schedule(step - 1))
+            core.watch = due(step, health_every, steps)
+            core.before_step(batch)
+            terms = forward_backward(model, core, batch, accelerator, micro_batch)
+            norm = gradient_norm(parameters, clip)
+            check_finite(terms, norm, step, describe)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            core.end_step(step / steps)
+            state["step"] = step
+            log.count(batch_rows(batch) * distributed.world())
+            if due(step, log_every, steps):
+                log.training(step, terms, lr=schedule(step - 1), gradient_norm=norm)
+            if core.watch:
+                log.health(step, terms)
+            if validate is not None and due(step, validate_every, steps):
+                values = log.validation(step, core, validate)
+                state |= keep_best(core, values, select, publish, state)
+            if due(step, save_every, steps):
+                checkpoints.save(run / "checkpoints", core, optimizer, state, keep=keep)
+        if validate is None and publish is not None:
+            publish(core)
+    return state
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something done every so many steps, and at the last one, is done now; 0 means only at the last."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def forward_backward(
+    model: nn.Module, core: JointEmbedding, batch: Batch, accelerator: Accelerator, micro_batch: int | None
+) -> dict[str, Tensor]:
+    """Gradients of the global batch in `.grad`, and the terms; in one pass or in exact micro-batches."""
+    rows = batch_rows(batch)
+    if micro_batch is None or not distributed.any_rank(rows > micro_batch):
+        terms = model(batch)
+        accelerator.backward(terms["loss"])
+        return {name: value.detach() for name, value in terms.items()}
+    parts = [slice_rows(batch, start, start + micro_batch) for start in range(0, rows, micro_batch)]
+    buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
+    randoms, pieces = [], []
+    with torch.no_grad(), accelerator.autocast():
+        for part in parts:
+            randoms.append(_random_state())
+            pieces.append(core.embed(part))
+    after = _random_state()
+    with torch.no_grad():  # running statistics move once a step: in the second pass
+        for name, buffer in core.named_buffers():
+            buffer.copy_(buffers[name])
+    online = {view: _joined([piece[view] for piece in pieces]) for view in core.views}
+    with accelerator.autocast():
+        terms = core.terms(online, batch)
+    terms["loss"].backward()
+    for number, (part, state) in enumerate(zip(parts, randoms, strict=True)):
+        _set_random_state(state)
+        with accelerator.autocast():
+            piece = core.embed(part)
+        _backward_piece(piece, online, number * micro_batch)
+    _set_random_state(after)
+    distributed.average_gradients(core.parameters())
+    return {name: value.detach() for name, value in terms.items()}
+
+
+def _joined(pieces: list[Embedding]) -> Embedding:
+    """The whole batch's embeddings as leaves that collect their gradient."""
+    if pieces[0].maps is not None:
+        raise JointEmbedError("an objective on feature maps cannot run in micro-batches: unset training.micro_batch")
+    h = torch.cat([piece.h for piece in pieces]).requires_grad_()
+    return Embedding(h, torch.cat([piece.z for piece in pieces]).requires_grad_())
+
+
+def _backward_piece(piece: dict[str, Embedding], online: dict[str, Embedding], start: int) -> None:
+    tensors, gradients = [], []
+    for view, embedding in piece.items():
+        for own, whole in ((embedding.h, online[view].h), (embedding.z, online[view].z)):
+            if whole.grad is not None and own.requires_grad:
+                tensors.append(own)
+                gradients.append(whole.grad[start : start + len(own)])
+    if tensors:
+        torch.autograd.backward(tensors, gradients)
+
+
+def _random_state() -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1])
+
+
+def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> float:
+    """Norm of all gradients, which are scaled down to `clip` where it is larger. A parameter without one is an error.
+
+    Raises:
+        JointEmbedError: DDP would keep silent about a parameter that nothing trains.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if len(gradients) < len(parameters):
+        raise JointEmbedError(
+            f"{len(parameters) - len(gradients)} trainable parameter tensors took no part in the loss: freeze the "
+            "encoder (train: none) or take the unused branch out of the recipe"
+        )
+    norm = nn.utils.get_total_norm(gradients)
+    if clip is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return float(norm)
+
+
+def check_finite(terms: dict[str, Tensor], norm: float, step: int, describe: Callable[[int], list[str]]) -> None:
+    """Stop every rank before the step where one has a loss or gradient that is not a number."""
+    values = {name: float(value) for name, value in terms.items()}
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if not math.isfinite(norm):
+        bad.append(f"the gradient's norm is {norm}")
+    if not distributed.any_rank(bool(bad)):
+        return
+    names = describe(step - 1) if bad else []
+    raise JointEmbedError(
+        f"step {step}: {'; '.join(bad) or 'another rank found a value that is not a number'}; nothing was updated. "
+        f"Samples of this rank: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}. "
+        "Lower the learning rate, set training.clip, or check these samples"
+    )
+
+
+def keep_best(
+    core: JointEmbedding,
+    values: Mapping[str, float],
+    select: str,
+    publish: Callable[[JointEmbedding], None] | None,
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    """Publish the model where its selected number is the highest so far; returns what changes in the state."""
+    if select not in values:
+        raise JointEmbedError(f"evaluation.select: no number {select!r}; there are {', '.join(values)}")
+    if state["best"] is not None and values[select] <= state["best"]:
+        return {}
+    if publish is not None:
+        publish(core)
+    return {"best": values[select], "best_step": state["step"]}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Trains an image-text model on the pictures and words inside the package, and reports R@1/5/10 on unseen concepts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python="${PYTHON:-python3}"
+if [ ! -x .venv/bin/jointembed ]; then
+  echo "Making .venv and installing (once; PyTorch is large) ..."
+  "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --editable .
+fi
+run="${1:-runs/quickstart}"
+.venv/bin/jointembed train recipes/quickstart.yaml --out "$run" --overwrite
+.venv/bin/jointembed evaluate "$run" --split test

@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from jointembed.errors import CheckpointError
+from jointembed.training import checkpoint as checkpoints
+
+
+def make(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        model(torch.randn(8, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def save(folder: Path, step: int, keep: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model, optimizer = make(step)
+    checkpoints.save(folder, model, optimizer, {"step": step}, keep=keep)
+    return model, optimizer
+
+
+def test_restores_weights_moments_and_random_state(tmp_path: Path) -> None:
+    model, optimizer = save(tmp_path, 5)
+    expected = torch.rand(4)
+    other, other_optimizer = make(99)
+    saved = checkpoints.newest(tmp_path)
+    assert saved is not None and saved.state == {"step": 5}
+    checkpoints.restore(saved, other, other_optimizer)
+    assert torch.equal(torch.rand(4), expected)
+    for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        torch.manual_seed(1)
+        m(torch.randn(8, 3)).square().sum().backward()
+        o.step()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    checkpoints.save(tmp_path, model, optimizer, {"step": 1}, keep=1)
+    saved = checkpoints.newest(tmp_path)
+    assert saved is not None
+    checkpoints.restore(saved, model, optimizer)
+    assert model[1].weight is model[0].weight
+
+
+def test_retention_keeps_the_newest_by_number(tmp_path: Path) -> None:
+    for step in (8, 9, 10):
+        save(tmp_path, step)
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["step-9", "step-10"]
+
+
+def test_leftovers_of_a_killed_save_are_passed_over_and_removed(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    leftover = tmp_path / ".step-4.part"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    saved = checkpoints.newest(tmp_path)
+    assert saved is not None and saved.state["step"] == 3
+    assert not leftover.exists()
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoints.newest(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"])
+@pytest.mark.parametrize("fault", ["missing", "truncated", "flipped"])
+def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str, fault: str) -> None:
+    save(tmp_path, 3)
+    path = tmp_path / "step-3" / name
+    content = bytearray(path.read_bytes())
+    if fault == "missing":
+        path.unlink()
+    elif fault == "truncated":
+        path.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        checkpoints.newest(tmp_path)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    manifest = tmp_path / "step-3" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match="format 2"):
+        checkpoints.newest(tmp_path)
+
+
+def test_renamed_keys_are_named(tmp_path: Path) -> None:
+    model, optimizer = save(tmp_path, 3)
+    folder = tmp_path / "step-3"
+    tensors = load_file(folder / "model.safetensors")
+    tensors["0.wait"] = tensors.pop("0.weight")
+    save_file(tensors, folder / "model.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["model.safetensors"] = checkpoints._hash(folder / "model.safetensors")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    saved = checkpoints.newest(tmp_path)
+    assert saved is not None
+    with pytest.raises(CheckpointError, match="0.wait"):
+        checkpoints.restore(saved, model, optimizer)
+
+
+def test_a_disk_that_refuses_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 3)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_sync", full)
+    with pytest.raises(CheckpointError, match="step-4.*No space left"):
+        save(tmp_path, 4)
+    monkeypatch.undo()
+    saved = checkpoints.newest(tmp_path)
+    assert saved is not None and saved.state["step"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3"]

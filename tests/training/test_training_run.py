@@ -1,0 +1,211 @@
+"""Whole runs on a tiny data set: they train, resume to the bit, refuse what does not fit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from jointembed import build
+from jointembed.data import VIEWS
+from jointembed.data.samples import CaptionSamples
+from jointembed.errors import CheckpointError, JointEmbedError, RecipeError
+from jointembed.model import JointEmbedding
+from jointembed.recipe import Recipe
+from jointembed.training import checkpoint as checkpoints
+from jointembed.training import loop
+
+Make = Callable[..., Recipe]
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoints.newest(run / "checkpoints")
+    assert saved is not None
+    return saved.model
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make the loop die like a killed process after some steps."""
+
+    def arrange(step: int) -> None:
+        original = loop.set_lr
+        count = iter(range(10_000))
+
+        def counting(*arguments: object) -> None:
+            if next(count) == step:
+                raise KeyboardInterrupt
+            original(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(loop, "set_lr", counting)
+
+    return arrange
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_in_an_epoch_and_resumed_gives_the_same_bits(
+    tiny_recipe: Make, tmp_path: Path, workers: int, stop_after: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (
+        f"loader.workers={workers}", "training.save_every=0.25", "data.image={name: crop, size: 32}",
+        "data.image_evaluation={name: resize, size: 32}", "branches.image.train=all",
+        "branches.text.expander={name: mlp, widths: [16, 16], dropout: 0.2}",
+    )  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    build.train(tiny_recipe(*overrides), whole)
+    with monkeypatch.context():
+        stop_after(5)
+        with pytest.raises(KeyboardInterrupt):
+            build.train(tiny_recipe(*overrides), broken)
+    monkeypatch.undo()
+    monkeypatch.setenv("JOINTEMBED_CACHE", str(tmp_path / "cache"))
+    assert [p.name for p in checkpoints.complete(broken / "checkpoints")][-1] in ("step-4", "step-5")
+    build.train(tiny_recipe(*overrides), broken, resume=True)
+    assert same(final(whole), final(broken))
+    lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (whole, broken)]
+    assert [json.loads(line)["step"] for line in lines[0]] == [json.loads(line)["step"] for line in lines[1]]
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny_recipe: Make, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in "abc"]
+    for run, seed in zip(runs, (0, 0, 1), strict=True):
+        build.train(tiny_recipe(f"seed={seed}"), run)
+    assert same(final(runs[0]), final(runs[1]))
+    assert not same(final(runs[0]), final(runs[2]))
+
+
+def test_a_run_leaves_its_folder(tiny_recipe: Make, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    state = build.train(tiny_recipe(), run)
+    kinds = {json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()}
+    assert kinds == {"train", "health", "validation"}
+    assert state["step"] == 8 and state["best"] is not None
+    assert {path.name for path in run.iterdir()} >= {
+        "recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "model",
+    }  # fmt: skip
+    model = JointEmbedding.from_pretrained(run)
+    assert model.encode_text(["a red photo"]).shape == (1, 16)
+    assert not list(run.rglob("*.pt")) and not list(run.rglob("*.bin")) and not list(run.rglob("*.pkl"))
+
+
+def test_a_frozen_encoder_is_left_alone_and_its_rows_are_cached(tiny_recipe: Make, tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    torch.manual_seed(recipe.seed)
+    before = build.make_model(recipe, build.tokens_of(recipe, build.dataset(recipe, "train"))).state_dict()
+    build.train(recipe, tmp_path / "run")
+    after = final(tmp_path / "run")
+    for name, tensor in before.items():
+        if name.startswith("branches.image.encoder"):
+            assert torch.equal(after[name], tensor), name
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1  # train and validation are the same pictures
+
+
+def test_cached_and_uncached_training_agree(tiny_recipe: Make, tmp_path: Path) -> None:
+    build.train(tiny_recipe(), tmp_path / "cached")
+    build.train(tiny_recipe("data.cache=false"), tmp_path / "uncached")
+    a, b = final(tmp_path / "cached"), final(tmp_path / "uncached")
+    for name in a:
+        assert torch.allclose(a[name].float(), b[name].float(), rtol=1e-3, atol=1e-5), name
+
+
+def test_resume_refuses_a_changed_recipe_unless_told(tiny_recipe: Make, tmp_path: Path) -> None:
+    build.train(tiny_recipe(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="recipe has changed"):
+        build.train(tiny_recipe("training.epochs=3"), tmp_path / "run", resume=True)
+    assert build.train(tiny_recipe("training.epochs=3"), tmp_path / "run", resume=True, changed=True)["step"] == 12
+    build.train(tiny_recipe("training.epochs=3", "training.log_every=2"), tmp_path / "run", resume=True, changed=True)
+
+
+def test_a_folder_that_is_not_empty_is_not_touched(tiny_recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(CheckpointError, match="not empty"):
+            build.train(tiny_recipe(), tmp_path / "run", **options)
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_init_from_takes_the_branches_over(tiny_recipe: Make, tmp_path: Path) -> None:
+    build.train(tiny_recipe(), tmp_path / "first")
+    recipe = tiny_recipe(f"init_from={tmp_path / 'first'}", "training.epochs=0.01", "optimizer.lr=1e-12")
+    build.train(recipe, tmp_path / "second")
+    first = JointEmbedding.from_pretrained(tmp_path / "first").state_dict()
+    second = final(tmp_path / "second")
+    name = "branches.text.encoder.words.weight"
+    name = name if name in first else next(n for n in first if n.startswith("branches.text.encoder"))
+    assert torch.allclose(first[name], second[name], atol=1e-6)
+    with pytest.raises(RecipeError, match="init_from.*branch 'text'"):
+        build.train(tiny_recipe(f"init_from={tmp_path / 'first'}", "branches.text.encoder.hidden=10"), tmp_path / "x")
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_step(tiny_recipe: Make, tmp_path: Path) -> None:
+    with pytest.raises(JointEmbedError, match=r"step \d+: .*nothing was updated.*\.jpg"):
+        build.train(tiny_recipe("optimizer.lr=1e30", "schedule={name: constant}"), tmp_path / "run")
+
+
+def test_unknown_trackers_are_refused_before_any_work(tiny_recipe: Make) -> None:
+    with pytest.raises(JointEmbedError, match="no tracker 'tensorbord'"):
+        tiny_recipe("training.trackers=[tensorbord]")
+    with pytest.raises(JointEmbedError, match="wandb is not installed"):
+        tiny_recipe("training.trackers=[wandb]")
+
+
+def test_tensorboard_gets_the_numbers(tiny_recipe: Make, tmp_path: Path) -> None:
+    build.train(tiny_recipe("training.trackers=[tensorboard]"), tmp_path / "run")
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_unequal_widths_of_h_are_refused_by_name(tiny_recipe: Make, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"unequal widths \(image 1024, text 12\)"):
+        build.train(tiny_recipe("evaluation.embedding=h"), tmp_path / "run")
+    assert build.train(
+        tiny_recipe("evaluation.embedding=h", "branches.text.encoder.hidden=1024"), tmp_path / "equal"
+    )["best"] is not None
+
+
+@pytest.mark.parametrize("objective", ["vicreg", "barlow_twins", "vse", "clip", "siglip"])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_recipe: Make, objective: str) -> None:
+    recipe = tiny_recipe(
+        f"objective={{name: {objective}}}", "data.cache=false",
+        "branches.image.expander={name: mlp, widths: [16, 16], norm: layer}",
+        "branches.text.expander={name: mlp, widths: [16, 16], norm: none}",
+    )  # fmt: skip
+    data = build.dataset(recipe, "train")
+    tokens = build.tokens_of(recipe, data)
+    torch.manual_seed(0)
+    model = build.make_model(recipe, tokens, pretrained=False).double().train()
+    rows = torch.randn(12, model.branch("image").width, dtype=torch.float64)
+    samples = CaptionSamples(data, VIEWS["resize"](size=8), tokens, "all", 0, cached=rows)
+    batch = samples.__getitems__([(0, index) for index in range(11)])
+    found = []
+    for micro_batch in (None, 4):
+        model.zero_grad()
+        terms = loop.forward_backward(model, model, batch, Accelerator(cpu=True), micro_batch)
+        found.append((terms["loss"], [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-12)
+    assert len(found[0][1]) == len(found[1][1]) > 6
+    for whole, parts in zip(found[0][1], found[1][1], strict=True):
+        assert (whole - parts).abs().max() <= 1e-10 * max(1.0, whole.abs().max())
+
+
+def test_micro_batches_draw_the_same_dropout_in_both_passes_and_move_statistics_once(tiny_recipe: Make) -> None:
+    recipe = tiny_recipe("branches.text.expander={name: mlp, widths: [16, 16], dropout: 0.5}", "data.cache=false")
+    data = build.dataset(recipe, "train")
+    tokens = build.tokens_of(recipe, data)
+    model = build.make_model(recipe, tokens, pretrained=False).train()
+    samples = CaptionSamples(data, VIEWS["resize"](size=8), tokens, "all", 0, cached=torch.randn(12, 1024))
+    batch = samples.__getitems__([(0, index) for index in range(12)])
+    seen: list[torch.Tensor] = []
+    model.branch("text").expander.register_forward_hook(lambda _, inputs, output: seen.append(output.detach()))
+    loop.forward_backward(model, model, batch, Accelerator(cpu=True), 4)
+    assert len(seen) == 6
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        assert torch.equal(first, second)
+    counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert {int(count) for count in counts} == {0, 3}  # 0: the frozen encoder
