@@ -98,6 +98,7 @@ def check(recipe: Recipe) -> Recipe:
         if _construct(data.image, VIEWS).random:
             raise RecipeError("data.image_evaluation: missing; data.image is random, evaluation is not")
         data = dataclasses.replace(data, image_evaluation=data.image)
+    _construct(check_block(recipe.objective, OBJECTIVES, "objective"), OBJECTIVES).check_views(recipe.views)
     if recipe.evaluation.protocol not in PROTOCOLS:
         protocol = recipe.evaluation.protocol
         raise RecipeError(f"evaluation.protocol: no {protocol!r}{nearest(protocol, PROTOCOLS)}")

@@ -55,12 +55,13 @@ def train(
     run = out or Path("runs") / checked.name
     try:
         state = build.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed)
-        if build.distributed.is_main():
-            if state["best"] is not None:
-                print(f"best validation {checked.evaluation.select} {state['best']:.1f} at step {state['best_step']}")
-            _evaluate_run(run, "validation" if checked.data.validation else "train", None, None)
+        main_rank = build.distributed.is_main()
     finally:
         build.distributed.shut_down()
+    if main_rank:  # alone from here on
+        if state["best"] is not None:
+            print(f"best validation {checked.evaluation.select} {state['best']:.1f} at step {state['best_step']}")
+        _evaluate_run(run, "validation" if checked.data.validation else "train", None, None)
 
 
 @app.command()
@@ -181,6 +182,37 @@ def table_retrieval(
     from jointembed.report.tables import retrieval_table
 
     _print_table(retrieval_table(runs or []), form)
+
+
+@bench_app.command("loss")
+def bench_loss(
+    rows: Annotated[list[int] | None, typer.Option(help="Batch sizes n.")] = None,
+    widths: Annotated[list[int] | None, typer.Option(help="Embedding widths d.")] = None,
+    repeats: Annotated[int, typer.Option(help="Runs of each, interleaved; medians count.")] = 5,
+) -> None:
+    """The VICReg loss, forward and backward, against the authors' formula written plainly."""
+    from jointembed.bench.loss import bench_loss as measure
+
+    _print_json(measure(ns=rows or [64, 256, 1024], ds=widths or [2048, 8192], repeats=repeats))
+
+
+@bench_app.command("retrieval")
+def bench_retrieval(
+    images: Annotated[int, typer.Option(help="Pictures.")] = 5000,
+    texts: Annotated[int, typer.Option(help="Captions.")] = 25000,
+    dimension: Annotated[int, typer.Option(help="Width of the embeddings.")] = 1024,
+    repeats: Annotated[int, typer.Option(help="Runs of each, interleaved; medians count.")] = 3,
+) -> None:
+    """The retrieval metrics against the bare matrix product and a per-query loop."""
+    from jointembed.bench.retrieval import bench_retrieval as measure
+
+    _print_json(measure(images=images, texts=texts, dimension=dimension, repeats=repeats))
+
+
+def _print_json(result: Any) -> None:
+    import json
+
+    print(json.dumps(result, indent=1))
 
 
 def _print_table(table: Any, form: str) -> None:

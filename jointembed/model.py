@@ -222,7 +222,7 @@ class JointEmbedding(nn.Module):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         save_model(_Saved(self), str(part / "model.safetensors"))
-        config = {"format": FORMAT, "jointembed": __version__, **self.config}
+        config = {"format": FORMAT, "jointembed": __version__, **self.config, "branches": self._portable_branches()}
         (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
         if self.tokens is not None:
             self.tokens.save(part)
@@ -236,6 +236,15 @@ class JointEmbedding(nn.Module):
             shutil.rmtree(old, ignore_errors=True)
         else:
             part.rename(folder)
+
+    def _portable_branches(self) -> dict[str, Any]:
+        """The branch blocks, with the config of a transformers model in place of the folder or hub id it came from."""
+        blocks = {name: dict(block) for name, block in self.config.get("branches", {}).items()}
+        for name, block in blocks.items():
+            config = getattr(getattr(cast(Branch, self.branches[name]).encoder, "model", None), "config", None)
+            if config is not None:
+                block["encoder"] = block["encoder"] | {"model": None, "config": config.to_dict()}
+        return blocks
 
     @classmethod
     def from_pretrained(cls, path: Path | str, *, device: str | torch.device = "cpu") -> "JointEmbedding":

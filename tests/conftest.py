@@ -3,9 +3,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from jointembed.recipe import Recipe, load_recipe
 from tiny_runs import TINY, write_captions
+
+torch.set_num_threads(1)  # small tensors, and a machine that may be shared
+
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:

@@ -116,7 +116,7 @@ def test_a_constructors_signature_is_the_schema() -> None:
     assert check_block({"name": "thing", "size": "3"}, table, "x") == {
         "name": "thing", "size": 3, "kind": "a", "rate": None,
     }  # fmt: skip
-    for block, expected in [
+    cases: list[tuple[dict[str, object], str]] = [
         ({"size": 3}, "x.name: missing"),
         ({"name": "thin", "size": 3}, "x.name: no 'thin' here; did you mean 'thing'"),
         ({"name": "thing"}, "x.size: missing; thing needs it"),
@@ -124,7 +124,8 @@ def test_a_constructors_signature_is_the_schema() -> None:
         ({"name": "thing", "size": 3, "given": 1}, "x.given: thing has no such argument"),
         ({"name": "thing", "size": 3, "kind": "c"}, "x.kind: Input should be 'a' or 'b'"),
         ({"name": "thing", "size": 2.5}, "x.size: Input should be a valid integer"),
-    ]:
+    ]
+    for block, expected in cases:
         with pytest.raises(RecipeError) as error:
             check_block(block, table, "x")
         assert expected in str(error.value)

@@ -29,7 +29,7 @@ def pixels(picture: Image.Image) -> Tensor:
         import pyarrow
 
         try:
-            flat = torch.from_dlpack(pyarrow.array(picture).flatten())
+            flat = torch.from_dlpack(pyarrow.array(picture).values)
             return flat.view(picture.height, picture.width, -1)
         except ValueError:  # a picture so large that Pillow keeps it in several blocks
             pass
@@ -51,8 +51,8 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def luma(x: Tensor) -> Tensor:
-    """Grey levels of planes (3, H, W), not yet whole: (H, W)."""
-    return (x[0] * RED).add_(x[1], alpha=GREEN).add_(x[2], alpha=BLUE)
+    """Grey levels of planes (3, H, W), rounded: (H, W)."""
+    return (x[0] * RED).add_(x[1], alpha=GREEN).add_(x[2], alpha=BLUE).add_(0.5).floor_()
 
 
 def _whole(x: Tensor, factor: float) -> Tensor:
@@ -117,7 +117,7 @@ def jitter(x: Tensor, steps: Iterable[tuple[str, float]]) -> Tensor:
 
 def grey(x: Tensor) -> Tensor:
     """Luma of planes (3, H, W) as one plane (1, H, W); `to_bytes(...).expand(3, ...)` makes three of it at the end."""
-    return luma(x).add_(0.5).floor_()[None]
+    return luma(x)[None]
 
 
 def solarize(x: Tensor, threshold: int = 128) -> Tensor:
@@ -165,12 +165,33 @@ def blur_matrix(size: int, sigma: float) -> tuple[Tensor, int]:
     return torch.from_numpy(matrix), radius
 
 
+_TILE = 48  # measured
+
+
+def _tiles(size: int, sigma: float) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Outputs, the inputs they need, and the weights (outputs, inputs) between them, tile by tile.
+
+    All tiles but the first and the last are alike, so that the matrix of a short line holds the weights of any.
+    """
+    matrix, radius = blur_matrix(min(size, 2 * _TILE), sigma)
+    if 2 * (_TILE + radius) > 3 * _TILE:  # a band nearly as wide as the tile
+        matrix, radius = blur_matrix(size, sigma)
+        yield slice(0, size), slice(0, size), matrix
+        return
+    for start in range(0, size, _TILE):
+        stop = min(start + _TILE, size)
+        first, last = max(0, start - radius), min(size, stop + radius)
+        low = 0 if start == 0 else radius if last < size or start + radius > size else 0
+        yield slice(start, stop), slice(first, last), matrix[low : low + stop - start]
+
+
 def blur(x: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of planes (C, H, W), their edges repeated.
 
     A convolution with so short a kernel is bound by memory; a product with its matrix, in tiles that are mostly band,
     is not, and takes half the time.
     """
+    x = x.contiguous()
     channels, height, width = x.shape
     matrix, radius = blur_matrix(height, sigma)
     middle, out = torch.empty_like(x), torch.empty_like(x)

@@ -28,9 +28,9 @@ from jointembed.errors import EvaluationError
 
 Matrix = Tensor | np.ndarray
 
-_TILE = 1 << 21  # scores of a tile: 8 MB
+_TILE = 1 << 23  # scores of a tile: 32 MB
 _MOST_TILES = 100_000  # as long as they are not too large for it
-_CHUNK = 1024  # rows converted at a time
+_CHUNK = 4096  # rows converted at a time
 
 
 class Counts(NamedTuple):
@@ -155,7 +155,7 @@ def count_scores(
         of_images: (P,) bool, the pairs that are positives where an image is the query.
         of_texts: (P,) bool, those where a text is the query.
         normalize: score by cosine, else by inner product.
-        block: images of a tile; by default tiles have about two million scores.
+        block: images of a tile; by default tiles have about eight million scores.
 
     Returns:
         Counts of the images and of the texts, in the order given.

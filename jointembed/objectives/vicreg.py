@@ -5,8 +5,7 @@ from itertools import combinations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from jointembed.distributed import total
 from jointembed.errors import RecipeError
@@ -83,7 +82,7 @@ def _terms(
     distances = []
     for first, second in pairs:
         check_pair(z[first], z[second], (first, second))
-        distance = total(functional.mse_loss(z[first], z[second], reduction="sum")) / batches[first].size
+        distance = total(nn.functional.mse_loss(z[first], z[second], reduction="sum")) / batches[first].size
         distances.append(distance / z[first].shape[1] if convention == "official" else distance)
     s = torch.stack(distances).mean()
     loss, v, c, of_views = invariance * s, torch.zeros_like(s), torch.zeros_like(s), dict[str, Tensor]()

@@ -64,7 +64,8 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         """Stop it and close the trackers."""
         self.progress.stop()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # not end_training: it also leaves the process group
+            tracker.finish()
 
     @property
     def seconds(self) -> float:

@@ -11,8 +11,10 @@ def variance(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
     n, d = z.shape
     value = z.new_zeros(())
     for j in range(d):
-        mean = sum(z[i, j] for i in range(n)) / n
-        spread = sum((z[i, j] - mean) ** 2 for i in range(n)) / (n - 1)
+        mean = z[:, j].sum() / n
+        spread = z.new_zeros(())
+        for i in range(n):
+            spread = spread + (z[i, j] - mean) ** 2 / (n - 1)
         value = value + torch.clamp(gamma - torch.sqrt(spread + eps), min=0)
     return value / d
 
@@ -20,14 +22,23 @@ def variance(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
 def covariance(z: Tensor) -> Tensor:
     """Eq. 3-4."""
     n, d = z.shape
-    mean = sum(z[i] for i in range(n)) / n
-    matrix = sum(torch.outer(z[i] - mean, z[i] - mean) for i in range(n)) / (n - 1)
-    return sum(matrix[i, j] ** 2 for i in range(d) for j in range(d) if i != j) / d
+    mean = z.sum(0) / n
+    matrix = z.new_zeros(d, d)
+    for row in z:
+        matrix = matrix + torch.outer(row - mean, row - mean) / (n - 1)
+    value = z.new_zeros(())
+    for i in range(d):
+        for j in range(d):
+            value = value + (matrix[i, j] ** 2 if i != j else 0)
+    return value / d
 
 
 def invariance(a: Tensor, b: Tensor) -> Tensor:
     """Eq. 5."""
-    return sum(((a[i] - b[i]) ** 2).sum() for i in range(len(a))) / len(a)
+    value = a.new_zeros(())
+    for x, y in zip(a, b, strict=True):
+        value = value + ((x - y) ** 2).sum()
+    return value / len(a)
 
 
 def paper(a: Tensor, b: Tensor, weights=(25, 25, 1), of_a=(1, 1), of_b=(1, 1)) -> Tensor:
@@ -49,10 +60,12 @@ def solo_learn(a: Tensor, b: Tensor) -> Tensor:
 
 def of_views(views: dict[str, Tensor], pairs=None, convention="official") -> Tensor:
     """Any number of views, 25 / 25 / 1."""
+    value = torch.zeros((), dtype=torch.float64)
     pairs = pairs or list(combinations(views, 2))
-    distance = sum(
-        invariance(views[p], views[q]) / (1 if convention == "paper" else views[p].shape[1]) for p, q in pairs
-    )
-    spread = sum(variance(z) for z in views.values()) / len(views) * (2 if convention == "paper" else 1)
-    redundancy = 2 * sum(covariance(z) for z in views.values()) / len(views)
-    return 25 * distance / len(pairs) + 25 * spread + redundancy
+    for first, second in pairs:
+        size = views[first].shape[1] if convention == "official" else 1
+        value = value + 25 * invariance(views[first], views[second]) / size / len(pairs)
+    for z in views.values():
+        value = value + (25 if convention == "official" else 50) * variance(z) / len(views)
+        value = value + 2 * covariance(z) / len(views)
+    return value

@@ -191,7 +191,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_recipe: Make, o
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-12)
     assert len(found[0][1]) == len(found[1][1]) > 6
     for whole, parts in zip(found[0][1], found[1][1], strict=True):
-        assert (whole - parts).abs().max() <= 1e-10 * max(1.0, whole.abs().max())
+        assert (whole - parts).abs().max() <= 1e-10 * max(1.0, float(whole.abs().max()))
 
 
 def test_micro_batches_draw_the_same_dropout_in_both_passes_and_move_statistics_once(tiny_recipe: Make) -> None:

@@ -1,0 +1,145 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jointembed import build
+from jointembed.cli import main
+from jointembed.errors import JointEmbedError
+
+
+
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, what it printed, what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["jointembed", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    code = stop.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+def test_help_and_import_load_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, jointembed, jointembed.cli; sys.argv = ['jointembed', '--help']\n"
+        "try: jointembed.cli.main()\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'torchvision', 'matplotlib'} & set(sys.modules), 'heavy'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout and "evaluate" in done.stdout
+
+
+@pytest.mark.parametrize("start", [["-m", "jointembed"], ["-m", "accelerate.commands.launch", "--cpu", "-m", "jointembed"]])
+def test_other_ways_to_start_it(start: list[str]) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *start, "table", "retrieval"], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "VICReg" in done.stdout and "77.9" in done.stdout
+
+
+def test_train_evaluate_compare_and_table(
+    tiny_recipe: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(tmp_path / "tiny.yaml")
+    for seed in ("0", "1"):
+        code, out, _ = say(monkeypatch, capsys, "train", recipe, f"seed={seed}", "--out", str(tmp_path / f"run{seed}"))
+        assert code == 0 and "rsum" in out and "chance" in out and "report.html" in out
+        code, out, _ = say(monkeypatch, capsys, "evaluate", str(tmp_path / f"run{seed}"), "--split", "test")
+        assert code == 0 and "text query" in out
+    run = tmp_path / "run0"
+    folder = run / "evaluation" / "test-full"
+    assert {path.name for path in folder.iterdir()} >= {"metrics.json", "ranks.npz", "collapse.json", "gallery.json"}
+    record = json.loads((folder / "metrics.json").read_text())
+    assert record["n_images"] == 12 and record["n_texts"] == 24 and record["intervals"]["rsum"][0] <= record["metrics"]["rsum"]
+    assert record["command"].startswith("jointembed evaluate")
+    assert "| test |" not in (run / "model" / "README.md").read_text()
+    assert "rsum" in (run / "model" / "README.md").read_text()
+    code, out, _ = say(monkeypatch, capsys, "evaluate", str(run), "--against", str(tmp_path / "run1"))
+    assert code == 0 and "rsum: " in out and "against" in out
+    for form, part in (("markdown", "| "), ("json", '"rows"'), ("html", "<table")):
+        code, out, _ = say(monkeypatch, capsys, "table", "retrieval", str(run), "--format", form)
+        assert code == 0 and part in out and "tiny" in out
+
+
+def test_evaluate_a_file_of_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = np.eye(6, dtype=np.float32)
+    np.savez(tmp_path / "perfect.npz", image=rows, text=rows, image_of_text=np.arange(6))
+    code, out, _ = say(monkeypatch, capsys, "evaluate", "--embeddings", str(tmp_path / "perfect.npz"))
+    assert code == 0 and "rsum 600.0" in out
+    rows[2, 3] = np.nan
+    np.savez(tmp_path / "broken.npz", image=rows, text=rows, image_of_text=np.arange(6))
+    code, _, err = say(monkeypatch, capsys, "evaluate", "--embeddings", str(tmp_path / "broken.npz"))
+    assert code == 1 and "image" in err and "2" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "absent.yaml"], 2, "absent.yaml: cannot read the recipe"),
+        (["train", "RECIPE", "objective.invarance=3"], 2, "objective.invarance: vicreg has no such argument; did you mean 'invariance'"),
+        (["train", "RECIPE", "objective.name=vicregg"], 2, "objective.name: no 'vicregg' here; did you mean 'vicreg'"),
+        (["train", "RECIPE", "optimizer.lr=fast"], 2, "optimizer.lr"),
+        (["train", "RECIPE", "evaluation.protocol=coco5k"], 2, "evaluation.protocol: no 'coco5k'; did you mean 'coco_5k'"),
+        (["train", "RECIPE", "data.train.annotations=absent.json"], 1, "absent.json"),
+        (["train", "RECIPE", "data.train.images=absent"], 1, "absent"),
+        (["train", "RECIPE", "branches.image.encoder.weights=absent.pth"], 1, "absent.pth"),
+        (["train", "RECIPE", "branches.image.train=[layer9]"], 2, "layer9"),
+        (["train", "RECIPE", "training.trackers=[tensorbord]"], 1, "tensorbord"),
+        (["evaluate", "nowhere"], 2, "nowhere: no recipe.yaml there"),
+        (["evaluate"], 2, "give either a run folder or --embeddings"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_an_exit_code(
+    tiny_recipe: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], code: int, message: str,
+) -> None:  # fmt: skip
+    arguments = [str(tmp_path / "tiny.yaml") if part == "RECIPE" else part for part in arguments]
+    more = ["--out", str(tmp_path / "run")] if arguments[0] == "train" else []
+    found, _, err = say(monkeypatch, capsys, *arguments, *more)
+    assert found == code, err
+    assert message in err.replace("│", "").replace("\n", " "), err
+    if "Usage" not in err:
+        assert err.count("\n") == 1 and err.startswith("jointembed: ")
+
+
+def test_data_check_finds_what_is_wrong(
+    tiny_recipe: Callable, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    recipe = str(tmp_path / "tiny.yaml")
+    code, out, _ = say(monkeypatch, capsys, "data", "check", recipe)
+    assert code == 0 and "12" in out and "24" in out
+    picture = tiny_data / "images" / "003.jpg"
+    picture.write_bytes(picture.read_bytes()[:100])
+    code, out, _ = say(monkeypatch, capsys, "data", "check", recipe, "--split", "train")
+    assert code == 1 and "003.jpg" in out
+
+
+def test_a_truncated_picture_stops_training_by_name(tiny_recipe: Callable, tiny_data: Path, tmp_path: Path) -> None:
+    picture = tiny_data / "images" / "003.jpg"
+    picture.write_bytes(picture.read_bytes()[:100])
+    with pytest.raises(JointEmbedError, match="003.jpg"):
+        build.train(tiny_recipe(), tmp_path / "run")
+
+
+def test_data_get_lists_its_sources(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = say(monkeypatch, capsys, "data", "get", "list")
+    assert code == 0 and {"coco2014", "coco2017", "karpathy", "flickr8k", "flickr30k"} <= set(out.split())
+
+
+def test_bench_loss_agrees_and_prints_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = say(monkeypatch, capsys, "bench", "loss", "--rows", "8", "--widths", "16", "--repeats", "1")
+    assert code == 0
+    assert all(row["gradient_error"] < 1e-4 for row in json.loads(out))

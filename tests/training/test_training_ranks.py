@@ -1,0 +1,60 @@
+"""The command on two gloo processes: the weights of one process, and a resume to the bit."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from jointembed import build
+from jointembed.training import checkpoint as checkpoints
+
+pytestmark = pytest.mark.ddp
+
+DOUBLE_CHECK = [
+    "loader.drop_last=false", "loader.batch=7", "training.save_every=0.5", "optimizer={name: sgd, lr: 1e-3}",
+    "branches.text.encoder={name: bag_of_words, embedding: 8}", "data.cache=false",
+]  # fmt: skip
+
+
+def run(recipe: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "jointembed", "train", str(recipe), *DOUBLE_CHECK, "--out", str(out), *more,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoints.newest(out / "checkpoints")
+    assert saved is not None
+    return saved.model
+
+
+def test_two_processes_train_the_model_of_one_and_resume_to_the_bit(tiny_recipe: Callable, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    build.train(tiny_recipe(*DOUBLE_CHECK), tmp_path / "one")
+    whole = run(recipe, tmp_path / "two")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert "rsum" in whole.stdout and whole.stdout.count("best validation") == 1
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-4, atol=1e-5), name
+
+    half = tmp_path / "half"
+    (half / "checkpoints").mkdir(parents=True)
+    (half / "recipe.yaml").write_text((tmp_path / "two" / "recipe.yaml").read_text())
+    first = checkpoints.complete(tmp_path / "two" / "checkpoints")[0]
+    first.rename(half / "checkpoints" / first.name)
+    resumed = run(recipe, half, "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert f"at step {first.name.removeprefix('step-')}" in resumed.stdout
+    for name, tensor in weights(half).items():
+        assert torch.equal(tensor, two[name]), name
+
+    refused = run(recipe, half)
+    assert refused.returncode != 0 and "not empty; pass --resume" in refused.stderr
