@@ -147,22 +147,26 @@ def _box_parts(size: int, whole: int) -> tuple[np.ndarray, np.ndarray]:
     return inner, ends
 
 
-def blur_matrix(size: int, sigma: float) -> tuple[Tensor, int]:
-    """Pillow's Gaussian blur of a line of `size` as a banded matrix (size, size), and the half-width of its band."""
+def blur_radius(sigma: float) -> int:
+    """Half-width of the band of `blur_matrix`."""
+    return 3 * (_box(sigma)[0] + 1)
+
+
+def blur_matrix(size: int, sigma: float) -> Tensor:
+    """Pillow's Gaussian blur of a line of `size`, its ends repeated, as a banded matrix (size, size)."""
     whole, edge = _box(sigma)
     radius = 3 * (whole + 1)
     inner, outer = _box_parts(min(size, 3 * radius), whole)
     box = (inner + edge * outer) / (2 * whole + 1 + 2 * edge)
     ends = box @ box @ box
     if size < 3 * radius:
-        return torch.from_numpy(ends).float(), radius
-    kernel = ends[radius, : 2 * radius + 1]
+        return torch.from_numpy(ends).float()
     band = np.zeros((size, size + 2 * radius + 1), dtype=np.float32)
-    band[:, : 2 * radius + 1] = kernel
+    band[:, : 2 * radius + 1] = ends[radius, : 2 * radius + 1]
     matrix = band.reshape(-1)[: size * (size + 2 * radius)].reshape(size, -1)[:, radius : radius + size]
     matrix[:radius, : 2 * radius] = ends[:radius, : 2 * radius]
     matrix[-radius:, -2 * radius :] = ends[radius - 1 :: -1, 2 * radius - 1 :: -1]
-    return torch.from_numpy(matrix), radius
+    return torch.from_numpy(matrix)
 
 
 _TILE = 48  # measured
@@ -171,18 +175,16 @@ _TILE = 48  # measured
 def _tiles(size: int, sigma: float) -> Iterator[tuple[slice, slice, Tensor]]:
     """Outputs, the inputs they need, and the weights (outputs, inputs) between them, tile by tile.
 
-    All tiles but the first and the last are alike, so that the matrix of a short line holds the weights of any.
+    All tiles but those at the ends are alike, so that the matrix of a short line holds the weights of a long one.
     """
-    matrix, radius = blur_matrix(min(size, 2 * _TILE), sigma)
-    if 2 * (_TILE + radius) > 3 * _TILE:  # a band nearly as wide as the tile
-        matrix, radius = blur_matrix(size, sigma)
-        yield slice(0, size), slice(0, size), matrix
-        return
+    radius = blur_radius(sigma)
+    short = size if 2 * radius > _TILE else min(size, 2 * _TILE)
+    matrix = blur_matrix(short, sigma)
     for start in range(0, size, _TILE):
         stop = min(start + _TILE, size)
         first, last = max(0, start - radius), min(size, stop + radius)
-        low = 0 if start == 0 else radius if last < size or start + radius > size else 0
-        yield slice(start, stop), slice(first, last), matrix[low : low + stop - start]
+        shift = 0 if first == 0 else size - short if last == size else first
+        yield slice(start, stop), slice(first, last), matrix[start - shift : stop - shift, first - shift : last - shift]
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
@@ -192,26 +194,15 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     is not, and takes half the time.
     """
     x = x.contiguous()
-    channels, height, width = x.shape
-    matrix, radius = blur_matrix(height, sigma)
     middle, out = torch.empty_like(x), torch.empty_like(x)
-    for start, stop, first, last in _tiles(height, radius):
-        band = matrix[start:stop, first:last].expand(channels, -1, -1)
-        torch.bmm(band, x[:, first:last], out=middle[:, start:stop])
-    if width != height:
-        matrix, radius = blur_matrix(width, sigma)
-    flat, lines = middle.view(-1, width), out.view(-1, width)
-    for start, stop, first, last in _tiles(width, radius):
-        torch.mm(flat[:, first:last], matrix[start:stop, first:last].T, out=lines[:, start:stop])
+    tiles = list(_tiles(x.shape[1], sigma))
+    for outputs, inputs, weights in tiles:
+        torch.bmm(weights.expand(len(x), -1, -1), x[:, inputs], out=middle[:, outputs])
+    tiles = tiles if x.shape[1] == x.shape[2] else list(_tiles(x.shape[2], sigma))
+    rows, lines = middle.view(-1, x.shape[2]), out.view(-1, x.shape[2])
+    for outputs, inputs, weights in tiles:
+        torch.mm(rows[:, inputs], weights.T, out=lines[:, outputs])
     return out.round_()
-
-
-def _tiles(size: int, radius: int) -> Iterator[tuple[int, int, int, int]]:
-    """Outputs `start:stop` and the inputs `first:last` that they need."""
-    tile = 48  # measured
-    for start in range(0, size, tile):
-        stop = min(start + tile, size)
-        yield start, stop, max(0, start - radius), min(size, stop + radius)
 
 
 # From linear RGB to CIE XYZ (sRGB primaries, IEC 61966-2-1), each row divided by the D65 white it gives.

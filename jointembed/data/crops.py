@@ -3,8 +3,8 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from jointembed.errors import RecipeError
 # -- where a crop lies ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A box of the picture, the size it is resized to, and the corner (top, left) of what is kept of that."""
 
     box: Box
@@ -109,8 +108,7 @@ def _check_range(name: str, values: Sequence[float], most: float) -> None:
 # -- what is drawn for it -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What was drawn for one crop; operations in the order they are applied."""
 
     place: Place
@@ -197,7 +195,7 @@ class Plan:
             return self.changes
         across, down = width / self.size[0], height / self.size[1]
         return tuple(
-            replace(change, place=replace(change.place, box=_scaled(change.place.box, across, down, width, height)))
+            change._replace(place=change.place._replace(box=_scaled(change.place.box, across, down, width, height)))
             for change in self.changes
         )
 
@@ -356,7 +354,7 @@ class Crop:
         """Draw everything random in it, for a picture of that size."""
         change = self.colour.draw(self.geometry(width, height, self.size))
         corners = self.output.corners()
-        return replace(change, corners=corners) if corners else change
+        return change._replace(corners=corners) if corners else change
 
 
 def render_crop(source: Tensor, crop: Crop, change: Change) -> Tensor:

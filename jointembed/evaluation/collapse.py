@@ -66,7 +66,7 @@ def _unit_rows(view: str, given: Matrix) -> Tensor:
     """(N, D) float32 rows of length 1 on the CPU; raises EvaluationError naming the view."""
     if given.ndim != 2 or len(given) < 2 or given.shape[1] < 1:
         raise EvaluationError(f"{view} embeddings have shape {tuple(given.shape)}; expected at least 2 rows")
-    rows = read_rows(view, given, np.arange(len(given)), normalize=True, device=torch.device("cpu"))
+    rows = read_rows(view, given, normalize=True, device=torch.device("cpu"))
     return rows.values if len(rows.values) == len(given) else rows.values[torch.from_numpy(rows.row)]
 
 

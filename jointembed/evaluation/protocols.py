@@ -248,8 +248,8 @@ def precision_at_r(
     wanted = [len(one) for one in positives] if listed is None else listed[asked].tolist()
     found = np.empty((len(asked), 2))
     with full_precision(device):
-        queries = read_rows("query", query, np.arange(len(query)), normalize=normalize, device=device)
-        answers = read_rows("candidate", candidate, np.arange(len(candidate)), normalize=normalize, device=device)
+        queries = read_rows("query", query, normalize=normalize, device=device)
+        answers = read_rows("candidate", candidate, normalize=normalize, device=device)
         step = max(1, (1 << 21) // len(candidate))
         for start in range(0, len(asked), step):
             rows = torch.from_numpy(queries.row[asked[start : start + step]]).to(device)

@@ -7,9 +7,10 @@ it is compared with are the same numbers of the same product, so:
 
 - Rows that are equal to the bit are multiplied once and share their scores: a matrix product does not promise equal
   results at different places of a matrix, and two equal captions must tie.
-- Texts are sorted by their first positive image, so that positives lie on a diagonal of tiles. A tile that holds all
-  positives of its queries is counted as soon as it is made. Where positives are scattered, their tiles are made twice,
-  first to find each query's best positive, then to count; the second product is checked against the first.
+- Texts are sorted by the images they belong to, so that positives lie in a diagonal of tiles, and texts that belong to
+  images far apart (a caption that two pictures share) in columns of their own. The tiles that hold positives are made
+  first. A tile is counted as soon as all positives of its queries have been seen, which is at once on the diagonal; the
+  few others are made again, and the second product is checked against the first.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ from jointembed.errors import EvaluationError
 Matrix = Tensor | np.ndarray
 
 _TILE = 1 << 23  # scores of a tile: 32 MB
+_PIECE = 1 << 18  # scores counted at a time on the CPU: 1 MB, which its cache holds
 _MOST_TILES = 100_000  # as long as they are not too large for it
-_CHUNK = 4096  # rows converted at a time
+_CHUNK = 256  # rows converted at a time
 
 
 class Counts(NamedTuple):
@@ -42,6 +44,21 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Merged:
+    """The different rows of one side, numbered as they first appear."""
+
+    number: np.ndarray  # (N,) int64 of each given row
+    first: np.ndarray  # (U,) int64 the first given row of each number
+    norm: Tensor  # (N,) float64 of the given rows
+    normalize: bool
+
+    @property
+    def longest(self) -> float:
+        """The largest norm of a row as it is multiplied."""
+        return 1.0 if self.normalize else float(self.norm.max())
+
+
+@dataclass(frozen=True)
 class Rows:
     """One side of the product: its different rows, and which given rows they stand for."""
 
@@ -49,14 +66,13 @@ class Rows:
     row: np.ndarray  # (N,) int64: values[row[n]] is the given row n
     members: np.ndarray  # (N,) int64 given rows, those of values[0] first
     start: np.ndarray  # (U + 1,) int64: members[start[u] : start[u + 1]] share values[u]
-    largest: float  # the largest norm of a given row
 
 
 class _Tile(NamedTuple):
     image: slice  # of the different image rows
     text: slice
     pairs: np.ndarray  # numbers of the pairs inside
-    closed: bool  # no pair of its images or texts lies in another tile
+    final: bool  # made in order, it is the last with positives of its images, and the last with those of its texts
 
 
 @contextmanager
@@ -74,66 +90,102 @@ def full_precision(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def read_rows(side: str, given: Matrix, order: np.ndarray, *, normalize: bool, device: torch.device) -> Rows:
-    """Convert embeddings to float32, scale them to length 1 if asked (zeros stay zeros), and merge equal rows.
+@contextmanager
+def _one_thread() -> Iterator[int]:
+    """Everything but the product on one thread, and the number of threads that the product may use.
+
+    Counting is memory traffic that one core saturates; a barrier for each small operation costs more than it saves,
+    and a whole time slice where other processes share the cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def merge_equal(side: str, given: Matrix, *, normalize: bool) -> Merged:
+    """Find the rows that are equal once they are float32 and, if asked, of length 1 (zeros stay zeros).
 
     Args:
         side: "image" or "text", for messages.
         given: (N, D) of any floating type.
-        order: (N,) the order in which different rows are numbered.
         normalize: divide each row by its norm.
-        device: where the rows go.
 
     Raises:
         EvaluationError: naming the first row that holds NaN or infinity.
     """
-    rows = torch.empty(given.shape, dtype=torch.float32, device=device)
+    norms = []
+    with _one_thread():
+        for first in range(0, len(given), _CHUNK):
+            chunk = _float32(given[first : first + _CHUNK])
+            norm = torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64)
+            if not bool(norm.isfinite().all()):
+                row = int((~norm.isfinite()).nonzero()[0])
+                value = float(chunk[row][~chunk[row].isfinite()][0])
+                raise EvaluationError(f"{side} embeddings: row {first + row} holds {value}; every value must be finite")
+            norms.append(norm)
+        norm = torch.cat(norms)
+        # Most rows already differ in their first four numbers; only the others are digested whole.
+        head = _scaled(given[:, :4], norm, normalize).cpu().numpy()
+        _, group, size = np.unique(head.view(f"V{head[0].nbytes}").ravel(), return_inverse=True, return_counts=True)
+        key: list[bytes | int] = list(range(len(given)))
+        shared = np.flatnonzero(size[group] > 1)
+        for some in np.split(shared, range(_CHUNK, len(shared), _CHUNK)):
+            at = _index(given, some)
+            for n, row in zip(some, _scaled(given[at], norm[at], normalize).cpu().numpy(), strict=True):
+                key[n] = hashlib.blake2b(row, digest_size=16).digest()
+    seen: dict[bytes | int, int] = {}
+    number = np.fromiter((seen.setdefault(one, len(seen)) for one in key), np.int64, len(key))
+    return Merged(number, np.unique(number, return_index=True)[1], norm, normalize)
+
+
+def make_rows(given: Matrix, merged: Merged, order: np.ndarray, device: torch.device) -> Rows:
+    """Make the different rows, in the order asked for.
+
+    Args:
+        given: (N, D) the rows that were merged.
+        merged: what `merge_equal` said of them.
+        order: (U,) int64 numbers of the different rows.
+        device: where the rows go.
+    """
+    values = torch.empty(len(order), given.shape[1], dtype=torch.float32, device=device)
+    chosen = merged.first[order]
+    with _one_thread():
+        for first in range(0, len(order), _CHUNK):
+            at = _index(given, chosen[first : first + _CHUNK])
+            values[first : first + _CHUNK] = _scaled(given[at], merged.norm[at], merged.normalize)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
-    largest = 0.0
-    for first in range(0, len(order), _CHUNK):
-        chunk = _float32(given[first : first + _CHUNK]).to(device)
-        norm = torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64)
-        if not bool(norm.isfinite().all()):
-            row = int((~norm.isfinite()).nonzero()[0])
-            value = float(chunk[row][~chunk[row].isfinite()][0])
-            raise EvaluationError(f"{side} embeddings: row {first + row} holds {value}; every value must be finite")
-        largest = max(largest, float(norm.max()))
-        if normalize:
-            chunk = chunk.double() / torch.where(norm > 0, norm, 1.0)[:, None]
-        # Adding zero turns -0.0 into 0.0, so that equal rows have equal bytes.
-        rows[torch.from_numpy(place[first : first + _CHUNK]).to(device)] = chunk.float() + 0.0
-    return _merge_equal(rows, order, largest=1.0 if normalize else largest)
+    row = place[merged.number]
+    start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(order)))])
+    return Rows(values, row, np.argsort(row, kind="stable"), start)
 
 
-def _float32(chunk: Matrix) -> Tensor:
-    if isinstance(chunk, Tensor):
-        return chunk.detach().float()
+def read_rows(side: str, given: Matrix, *, normalize: bool, device: torch.device) -> Rows:
+    """`merge_equal` and `make_rows` in the order of appearance."""
+    merged = merge_equal(side, given, normalize=normalize)
+    return make_rows(given, merged, np.arange(len(merged.first)), device)
+
+
+def _index(given: Matrix, rows: np.ndarray) -> Any:
+    return torch.from_numpy(rows).to(given.device) if isinstance(given, Tensor) else rows
+
+
+def _scaled(rows: Matrix, norm: Tensor, normalize: bool) -> Tensor:
+    """Float32 rows as they are multiplied. Adding zero turns -0.0 into 0.0, so that equal rows have equal bytes."""
+    values = _float32(rows)
+    if normalize:
+        values = (values.double() / torch.where(norm > 0, norm, 1.0)[:, None]).float()
+    return values + 0.0
+
+
+def _float32(rows: Matrix) -> Tensor:
+    if isinstance(rows, Tensor):
+        return rows.detach().float()
     with np.errstate(over="ignore"):  # beyond float32 is infinity, which is refused by row
-        return torch.from_numpy(chunk.astype(np.float32))
-
-
-def _merge_equal(rows: Tensor, order: np.ndarray, *, largest: float) -> Rows:
-    """Keep one of each set of equal rows, numbered as they appear; `order` names the given row at each place."""
-    values = rows.cpu().numpy()
-    head = np.ascontiguousarray(values[:, :4])  # most rows differ here already, and only the others are digested
-    _, group, size = np.unique(head.view(f"V{head[0].nbytes}").ravel(), return_inverse=True, return_counts=True)
-    seen: dict[bytes | int, int] = {}
-    keys = (
-        hashlib.blake2b(row, digest_size=16).digest() if shared else place
-        for place, (row, shared) in enumerate(zip(values, size[group] > 1, strict=True))
-    )
-    number = np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int64, len(order))
-    if len(seen) < len(order):
-        first = torch.from_numpy(np.unique(number, return_index=True)[1]).to(rows.device)
-        for start in range(0, len(seen), _CHUNK):  # in place: a row only ever moves towards the start
-            rows[start : min(start + _CHUNK, len(seen))] = rows[first[start : start + _CHUNK]]
-        rows = rows[: len(seen)]
-    row = np.empty_like(number)
-    row[order] = number
-    counts = np.bincount(number, minlength=len(seen))
-    start_of = np.concatenate([[0], np.cumsum(counts)])
-    return Rows(rows, row, order[np.argsort(number, kind="stable")], start_of, largest)
+        return torch.from_numpy(rows.astype(np.float32))
 
 
 def count_scores(
@@ -166,61 +218,91 @@ def count_scores(
     device = image.device if isinstance(image, Tensor) else text.device if isinstance(text, Tensor) else None
     device = device or torch.device("cpu")
     with full_precision(device):
-        images = read_rows("image", image, np.arange(len(image)), normalize=normalize, device=device)
-        home = np.full(len(text), len(images.values))  # row of the first image that a text belongs to
-        np.minimum.at(home, pairs[:, 1], images.row[pairs[:, 0]])
-        order = np.argsort(home, kind="stable")
-        texts = read_rows("text", text, order, normalize=normalize, device=device)
-        if images.largest * texts.largest > torch.finfo(torch.float32).max:
+        merged = [merge_equal(*side, normalize=normalize) for side in (("image", image), ("text", text))]
+        if merged[0].longest * merged[1].longest > torch.finfo(torch.float32).max:
             raise EvaluationError(
-                f"inner products of rows of length {images.largest:.3g} (image) and {texts.largest:.3g} (text) "
+                f"inner products of rows of length {merged[0].longest:.3g} (image) and {merged[1].longest:.3g} (text) "
                 "do not fit float32; scale the embeddings down or normalize them"
             )
-        tiles = _tiles(images, texts, pairs, home, block)
-        return _Counter(images, texts, pairs, of_images, of_texts).run(tiles)
+        images = make_rows(image, merged[0], np.arange(len(merged[0].first)), device)
+        height = _height(len(images.values), len(merged[1].first), block)
+        home = _home(images.row[pairs[:, 0]] // height, merged[1].number[pairs[:, 1]], merged[1].number)
+        order = np.argsort(home, kind="stable")
+        texts = make_rows(text, merged[1], order, device)
+        tiles = _tiles(images, texts, pairs, height, home[order])
+        with _one_thread() as threads:
+            return _Counter(images, texts, pairs, of_images, of_texts, threads).run(tiles)
 
 
-def _tiles(images: Rows, texts: Rows, pairs: np.ndarray, home: np.ndarray, block: int | None) -> list[_Tile]:
-    """Cut the product so that texts and the images they belong to meet on the diagonal; tiles with pairs first."""
+def _height(u: int, v: int, block: int | None) -> int:
+    """Image rows of a tile: as large a part of the images as a tile is wide a part of the texts."""
+    return block or max(1, math.ceil(u / math.ceil(u / max(1.0, math.sqrt(_TILE * u / v)))))
+
+
+def _home(block: np.ndarray, text: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """The block of images that each different text belongs to.
+
+    A text of several blocks, or given several times, is put after the last block; one without pairs before the first.
+
+    Args:
+        block: (P,) of the image of each pair.
+        text: (P,) number of the text of each pair.
+        number: (T,) number of each given text.
+    """
+    texts = int(number.max()) + 1
+    after = int(block.max()) + 1
+    low, high = np.full(texts, after), np.full(texts, -1)
+    np.minimum.at(low, text, block)
+    np.maximum.at(high, text, block)
+    scattered = (low < high) | ((np.bincount(number, minlength=texts) > 1) & (high >= 0))
+    return np.where(scattered, after, high)
+
+
+def _tiles(images: Rows, texts: Rows, pairs: np.ndarray, height: int, home: np.ndarray) -> list[_Tile]:
+    """Cut the product where `home` (V,) of the texts changes. Tiles with pairs come first, scattered texts ahead."""
     u, v = len(images.values), len(texts.values)
-    height = block or max(1, math.ceil(u / math.ceil(u / max(1.0, math.sqrt(_TILE * u / v)))))
     width = max(1, 2 * _TILE // height)
     tops = np.append(np.arange(0, u, height), u)
-    home_block = home[texts.members[texts.start[:-1]]] // height  # (V,) ascending
-    edges = [0, *(np.flatnonzero(np.diff(home_block)) + 1).tolist()]
+    edges = [0, *(np.flatnonzero(np.diff(home)) + 1).tolist()]
     edges = [*edges[:: math.ceil(len(tops) * len(edges) / _MOST_TILES)], v]
     lefts = np.array([left for a, b in pairwise(edges) for left in range(a, b, width)] + [v])
+    n_down, n_across = len(tops) - 1, len(lefts) - 1
     down = images.row[pairs[:, 0]] // height
     across = np.searchsorted(lefts, texts.row[pairs[:, 1]], side="right") - 1
-    n_across = len(lefts) - 1
-    key = down * n_across + across
-    by_tile = np.argsort(key, kind="stable")
-    held, first = np.unique(key[by_tile], return_index=True)
-    inside = dict(zip(held.tolist(), np.split(by_tile, first[1:]), strict=True))
-    in_row = np.bincount(held // n_across, minlength=len(tops))
-    in_column = np.bincount(held % n_across, minlength=len(lefts))
-    empty = np.empty(0, dtype=np.int64)
-    tiles = [
-        _Tile(
-            slice(int(tops[i]), int(tops[i + 1])),
-            slice(int(lefts[j]), int(lefts[j + 1])),
-            inside.get(i * n_across + j, empty),
-            bool(in_row[i] == 1 and in_column[j] == 1 and i * n_across + j in inside),
-        )
-        for i in range(len(tops) - 1)
-        for j in range(n_across)
-    ]
-    return sorted(tiles, key=lambda tile: not len(tile.pairs))
+    cell = (n_across - 1 - across) * n_down + down  # tiles are numbered column by column, from the right
+    by_cell = np.argsort(cell, kind="stable")
+    held, first = np.unique(cell[by_cell], return_index=True)
+    last_of_row, last_of_column = np.zeros(n_down, dtype=np.int64), np.zeros(n_across, dtype=np.int64)
+    np.maximum.at(last_of_row, held % n_down, held)
+    np.maximum.at(last_of_column, held // n_down, held)
+    final = (last_of_row[held % n_down] == held) & (last_of_column[held // n_down] == held)
+    inside = np.split(by_cell, first[1:])
+    others = np.setdiff1d(np.arange(n_down * n_across), held)
+
+    def tile(number: int, its_pairs: np.ndarray, is_final: bool) -> _Tile:
+        i, j = number % n_down, n_across - 1 - number // n_down
+        bounds = slice(int(tops[i]), int(tops[i + 1])), slice(int(lefts[j]), int(lefts[j + 1]))
+        return _Tile(*bounds, its_pairs, is_final)
+
+    with_pairs = [tile(*one) for one in zip(held.tolist(), inside, final.tolist(), strict=True)]
+    return with_pairs + [tile(number, by_cell[:0], False) for number in others.tolist()]
 
 
 class _Counter:
     """The running counts. Arrays over queries are in the order of `Rows.members`, in which a tile is a slice."""
 
     def __init__(
-        self, images: Rows, texts: Rows, pairs: np.ndarray, of_images: np.ndarray, of_texts: np.ndarray
+        self,
+        images: Rows,
+        texts: Rows,
+        pairs: np.ndarray,
+        of_images: np.ndarray,
+        of_texts: np.ndarray,
+        threads: int,
     ) -> None:
-        self.images, self.texts = images, texts
+        self.images, self.texts, self.threads = images, texts, threads
         self.device = images.values.device
+        self.piece = _PIECE if self.device.type == "cpu" else _TILE
         self.buffer = torch.empty(0, device=self.device)
         self.flags = torch.empty(0, device=self.device)
         self.row = self._to_device(np.stack([images.row[pairs[:, 0]], texts.row[pairs[:, 1]]]))  # (2, P)
@@ -238,10 +320,10 @@ class _Counter:
             if len(tile.pairs):
                 scores = self._product(tile)
                 self._find_best(tile, scores)
-                if tile.closed:
+                if tile.final:
                     self._count(tile, scores)
         for tile in tiles:
-            if not tile.closed:
+            if not tile.final:
                 scores = self._product(tile)
                 self._check_same(tile, scores)
                 self._count(tile, scores)
@@ -254,7 +336,10 @@ class _Counter:
         a, b = self.images.values[tile.image], self.texts.values[tile.text]
         if self.buffer.numel() < len(a) * len(b):
             self.buffer = torch.empty(len(a) * len(b), device=self.device)
-        return torch.mm(a, b.T, out=self.buffer[: len(a) * len(b)].view(len(a), len(b)))
+        torch.set_num_threads(self.threads)
+        scores = torch.mm(a, b.T, out=self.buffer[: len(a) * len(b)].view(len(a), len(b)))
+        torch.set_num_threads(1)
+        return scores
 
     def _pair_scores(self, tile: _Tile, scores: Tensor) -> tuple[Tensor, Tensor]:
         inside = self._to_device(tile.pairs)
@@ -277,21 +362,21 @@ class _Counter:
             )
 
     def _count(self, tile: _Tile, scores: Tensor) -> None:
-        """Count a tile; where rows stand for several queries, spread it out, a piece of bounded size at a time."""
+        """Count a tile, a piece at a time; where a row stands for several queries, its scores are repeated there."""
         rows = slice(int(self.images.start[tile.image.start]), int(self.images.start[tile.image.stop]))
         columns = slice(int(self.texts.start[tile.text.start]), int(self.texts.start[tile.text.stop]))
-        if (rows.stop - rows.start, columns.stop - columns.start) == tuple(scores.shape):
-            self._add(scores, rows, columns)
-            return
-        width = max(1, min(columns.stop - columns.start, _TILE))
-        height = max(1, _TILE // width)
+        repeat_rows = rows.stop - rows.start > len(scores)
+        repeat_columns = columns.stop - columns.start > scores.shape[1]
+        height = max(1, self.piece // (columns.stop - columns.start))
         for top in range(rows.start, rows.stop, height):
-            some_rows = slice(top, min(top + height, rows.stop))
-            spread = scores[self.member_row[0][some_rows] - tile.image.start]
-            for left in range(columns.start, columns.stop, width):
-                some_columns = slice(left, min(left + width, columns.stop))
-                piece = spread[:, self.member_row[1][some_columns] - tile.text.start]
-                self._add(piece, some_rows, some_columns)
+            some = slice(top, min(top + height, rows.stop))
+            if repeat_rows:
+                piece = scores[self.member_row[0][some] - tile.image.start]
+            else:
+                piece = scores[some.start - rows.start : some.stop - rows.start]
+            if repeat_columns:
+                piece = piece[:, self.member_row[1][columns] - tile.text.start]
+            self._add(piece, some, columns)
 
     def _add(self, scores: Tensor, rows: slice, columns: slice) -> None:
         if self.flags.numel() < scores.numel():

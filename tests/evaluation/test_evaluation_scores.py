@@ -8,34 +8,35 @@ from jointembed.evaluation.retrieval import retrieval_ranks
 CPU = torch.device("cpu")
 
 
-def test_rows_are_scaled_and_equal_ones_merged_in_the_order_asked_for() -> None:
+def test_rows_are_scaled_and_equal_ones_merged() -> None:
     given = np.array([[3, 4], [0, 0], [3, 4], [0, -1], [6, 8], [-0.0, -1]], dtype=np.float64)
-    order = np.array([3, 0, 1, 2, 4, 5])
-    rows = scores.read_rows("image", given, order, normalize=True, device=CPU)
+    merged = scores.merge_equal("image", given, normalize=True)
+    assert merged.number.tolist() == [0, 1, 0, 2, 0, 2]
+    assert merged.longest == 1
+    rows = scores.make_rows(given, merged, np.array([2, 0, 1]), CPU)
     assert rows.values.dtype == torch.float32
     assert rows.values.numpy() == pytest.approx(np.array([[0, -1], [0.6, 0.8], [0, 0]]))
     assert rows.row.tolist() == [1, 2, 1, 0, 1, 0]
     assert rows.members.tolist() == [3, 5, 0, 2, 4, 1]
     assert rows.start.tolist() == [0, 2, 5, 6]
-    plain = scores.read_rows("image", given, order, normalize=False, device=CPU)
-    assert plain.values.tolist() == [[0, -1], [3, 4], [0, 0], [6, 8]]
-    assert plain.largest == 10
+    plain = scores.read_rows("image", given, normalize=False, device=CPU)
+    assert plain.values.tolist() == [[3, 4], [0, 0], [0, -1], [6, 8]]
+    assert scores.merge_equal("image", given, normalize=False).longest == 10
 
 
 def test_rows_that_differ_late_are_not_merged() -> None:
     given = torch.zeros(5, 4000)
     given[:, -1] = torch.tensor([1.0, 2, 1, 3, 2])
-    rows = scores.read_rows("text", given, np.arange(5), normalize=False, device=CPU)
+    rows = scores.read_rows("text", given, normalize=False, device=CPU)
     assert rows.row.tolist() == [0, 1, 0, 2, 1]
 
 
 def test_reading_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     given = rng.standard_normal((50, 6)).astype(np.float32)[rng.integers(0, 50, 50)]
-    order = rng.permutation(50)
-    whole = scores.read_rows("text", given, order, normalize=True, device=CPU)
+    whole = scores.read_rows("text", given, normalize=True, device=CPU)
     monkeypatch.setattr(scores, "_CHUNK", 7)
-    parts = scores.read_rows("text", given, order, normalize=True, device=CPU)
+    parts = scores.read_rows("text", given, normalize=True, device=CPU)
     assert torch.equal(whole.values, parts.values)
     assert np.array_equal(whole.row, parts.row)
     expected = given / np.linalg.norm(given, axis=1, keepdims=True)
