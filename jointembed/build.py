@@ -206,8 +206,11 @@ class FrozenRows:
             return None
         inputs = {"view": self.recipe.data.image_evaluation, "data": data.fingerprint}
         compute = frozen_image_rows(
-            self.model, _construct(self.recipe.data.image_evaluation or {}, VIEWS), data,
-            batch=self.recipe.evaluation.batch, precision="fp32",
+            self.model,
+            _construct(self.recipe.data.image_evaluation or {}, VIEWS),
+            data,
+            batch=self.recipe.evaluation.batch,
+            precision="fp32",
         )
         return cached_rows(self.model.branch("image").encoder, inputs, compute, cache_folder())
 
@@ -252,19 +255,32 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, overwrite: bool = 
     frozen = FrozenRows(recipe, model)
     rows = {split: frozen(one) for split, one in data.items()}
     samples = CaptionSamples(
-        data["train"], _construct(recipe.data.image or {}, VIEWS), tokens, recipe.data.captions, recipe.seed,
+        data["train"],
+        _construct(recipe.data.image or {}, VIEWS),
+        tokens,
+        recipe.data.captions,
+        recipe.seed,
         cached=rows["train"],
     )
     world, rank = distributed.world(), distributed.rank()
     per_epoch = steps_per_epoch(len(samples), recipe.loader.batch, recipe.loader.drop_last, world)
     steps = max(1, round(recipe.training.epochs * per_epoch))
     plan = partial(
-        BatchPlan, len(samples), recipe.loader.batch, seed=recipe.seed, stop=steps,
-        drop_last=recipe.loader.drop_last, rank=rank, world=world,
+        BatchPlan,
+        len(samples),
+        recipe.loader.batch,
+        seed=recipe.seed,
+        stop=steps,
+        drop_last=recipe.loader.drop_last,
+        rank=rank,
+        world=world,
     )
     schedule = {key: value for key, value in recipe.schedule.items() if key != "name"}
     identity = {
-        "recipe": _digest(recipe), "data": data["train"].fingerprint, "world": world, "precision": precision,
+        "recipe": _digest(recipe),
+        "data": data["train"].fingerprint,
+        "world": world,
+        "precision": precision,
     }
     saved = _checkpoint(run, identity, changed=changed) if resume else None
     if distributed.is_main():
@@ -422,8 +438,15 @@ def command() -> str:
 
 
 def _announce(
-    recipe: Recipe, run: Path, model: JointEmbedding, samples: int, steps: int, per_epoch: int,
-    precision: str, cached: bool, saved: checkpoints.Checkpoint | None,
+    recipe: Recipe,
+    run: Path,
+    model: JointEmbedding,
+    samples: int,
+    steps: int,
+    per_epoch: int,
+    precision: str,
+    cached: bool,
+    saved: checkpoints.Checkpoint | None,
 ) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
@@ -431,10 +454,12 @@ def _announce(
         f"{recipe.name}: {recipe.objective['name']}, {samples} samples and {per_epoch} steps an epoch, {steps} steps, "
         f"batch {recipe.loader.batch}, {precision}, {trained / 1e6:.1f} of {everything / 1e6:.1f} M parameters trained"
         + (", frozen image representations cached" if cached else ""),
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )
-    if recipe.training.micro_batch and any("Norm" in type(m).__name__ and "Layer" not in type(m).__name__
-                                           for m in model.modules()):
+    if recipe.training.micro_batch and any(
+        "Norm" in type(m).__name__ and "Layer" not in type(m).__name__ for m in model.modules()
+    ):
         console.print("micro-batches: batch norm sees one micro-batch at a time", highlight=False)
     if saved is not None:
         console.print(f"resuming {run} at step {saved.state['step']}", highlight=False, soft_wrap=True)

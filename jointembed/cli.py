@@ -11,7 +11,9 @@ import typer
 from jointembed.errors import JointEmbedError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Joint embeddings of pictures, words, or any two views: train, evaluate, use.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: get and check.")
@@ -87,9 +89,8 @@ def evaluate(
 
 
 def _evaluate_run(run: Path, split: str, protocol: str | None, against: Path | None) -> None:
-    from rich.console import Console
-
     import torch
+    from rich.console import Console
 
     from jointembed import build
     from jointembed.report.gallery import write_gallery

@@ -290,9 +290,7 @@ def from_config(
         WeightsError: a key or name of the config that does not fit this version.
     """
     try:
-        branches = {
-            name: _branch(block, tokens, pretrained=pretrained) for name, block in config["branches"].items()
-        }
+        branches = {name: _branch(block, tokens, pretrained=pretrained) for name, block in config["branches"].items()}
         image = _named(VIEWS, config["image"]) if config.get("image") else None
         return JointEmbedding(
             branches,

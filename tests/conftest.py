@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import TINY, write_captions
 
 from jointembed.recipe import Recipe, load_recipe
-from tiny_runs import TINY, write_captions
 
 torch.set_num_threads(1)  # small tensors, and a machine that may be shared
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import write_captions
 
 from jointembed import build
 from jointembed.data.tokens import words
 from jointembed.recipe import Recipe, load_recipe
-from tiny_runs import write_captions
 
 ROOT = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))

@@ -37,7 +37,6 @@ def bench_views(
     repeats: int = 5,
     size: int = 224,
     small: int = 96,
-    threads: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Time pipelines and their steps, the variants a few pictures each in turn, in one process.
@@ -48,7 +47,6 @@ def bench_views(
         repeats: rounds over them.
         size: side of views and pictures for the encoder.
         small: side of the small crops.
-        threads: of torch; a loader's worker has one.
         seed: of what the pipelines draw.
 
     Returns:
@@ -60,13 +58,13 @@ def bench_views(
     """
     files = [path.read_bytes() for path in list(pictures)[:count]] if pictures else synthetic_jpegs(count, seed)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # as in a loader's worker
     try:
         return {
             "pipelines": {name: _compare(runs, files, repeats, seed) for name, runs in _pipelines(size, small).items()},
             "steps": _steps(files, size, repeats),
             "agreement": _agreement(files[0], size),
-            "machine": _machine(len(files), threads),
+            "machine": _machine(len(files)),
         }
     finally:
         torch.set_num_threads(before)
@@ -256,7 +254,7 @@ def _agreement(file: bytes, size: int) -> float:
     return (found.float() - expected.float()).abs().mean().item()
 
 
-def _machine(pictures: int, threads: int) -> dict[str, Any]:
+def _machine(pictures: int) -> dict[str, Any]:
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -265,6 +263,6 @@ def _machine(pictures: int, threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "pillow": PIL.__version__,
-        "threads": threads,
+        "threads": 1,
         "pictures": pictures,
     }

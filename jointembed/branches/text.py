@@ -97,22 +97,34 @@ class BagOfWords(nn.Module):
         vocabulary: number of token numbers.
         embedding: width of the word embeddings, and of the representation.
         dropout: of the mean.
+        word_dropout: share of the tokens that training leaves out, never the first: another caption at every epoch.
+
+    Raises:
+        RecipeError: a share outside 0 to 1.
     """
 
     modality = "text"
 
-    def __init__(self, vocabulary: int, *, embedding: int = 512, dropout: float = 0.0) -> None:
+    def __init__(
+        self, vocabulary: int, *, embedding: int = 512, dropout: float = 0.0, word_dropout: float = 0.0
+    ) -> None:
         """See the class."""
         super().__init__()
-        self.width = embedding
+        if not 0 <= word_dropout < 1:
+            raise RecipeError(f"encoder.word_dropout: {word_dropout} is a share, at least 0 and below 1")
+        self.width, self.word_dropout = embedding, word_dropout
         self.words = nn.EmbeddingBag(vocabulary, embedding, mode="mean")
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Text) -> Tensor:
         """Captions to representations (N, width)."""
         ids, length = x["ids"], x["length"]
-        words = ids[valid_positions(length, ids.shape[1])]
-        return self.dropout(self.words(words, length.cumsum(0) - length))
+        kept = valid_positions(length, ids.shape[1])
+        if self.training and self.word_dropout:
+            drawn = torch.rand(ids.shape, device=ids.device) >= self.word_dropout
+            drawn[:, 0] = True
+            kept, length = kept & drawn, (kept & drawn).sum(dim=1)
+        return self.dropout(self.words(ids[kept], length.cumsum(0) - length))
 
 
 class TextTransformer(nn.Module):

@@ -5,11 +5,13 @@ draws everything random first, from torch's global generator, then renders; one 
 as bytes, the encoder scales and normalises them.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -55,10 +57,11 @@ class Views:
     def render(self, picture: Image.Image, plan: Plan) -> dict[str, Tensor]:
         """Render a plan on the picture it was drawn for, in full or decoded at a reduced size."""
         picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-        source = augment.pixels(picture)
         views: dict[str, Tensor] = {}
-        for crop, change in zip(self.crops, plan.on(*picture.size), strict=True):
-            views |= crop.output(render_crop(source, crop, change), change)
+        with _one_thread():
+            source = augment.pixels(picture)
+            for crop, change in zip(self.crops, plan.on(*picture.size), strict=True):
+                views |= crop.output(render_crop(source, crop, change), change)
         return views
 
     def decode_size(self, plan: Plan, *, margin: float = 2.0) -> tuple[int, int] | None:
@@ -75,6 +78,17 @@ class Views:
             if room >= margin * part:
                 return -(-plan.size[0] // part), -(-plan.size[1] // part)
         return None
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations this small gain nothing from more threads, and on a busy machine wait ten times as long for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # -- builders -------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def merge_equal(side: str, given: Matrix, *, normalize: bool) -> Merged:
     Raises:
         EvaluationError: naming the first row that holds NaN or infinity.
     """
-    norms = []
+    norms = torch.empty(len(given), dtype=torch.float64, device=given.device if isinstance(given, Tensor) else None)
     with _one_thread():
         for first in range(0, len(given), _CHUNK):
             chunk = _float32(given[first : first + _CHUNK])
@@ -125,20 +125,19 @@ def merge_equal(side: str, given: Matrix, *, normalize: bool) -> Merged:
                 row = int((~norm.isfinite()).nonzero()[0])
                 value = float(chunk[row][~chunk[row].isfinite()][0])
                 raise EvaluationError(f"{side} embeddings: row {first + row} holds {value}; every value must be finite")
-            norms.append(norm)
-        norm = torch.cat(norms)
+            norms[first : first + _CHUNK] = norm
         # Most rows already differ in their first four numbers; only the others are digested whole.
-        head = _scaled(given[:, :4], norm, normalize).cpu().numpy()
+        head = _scaled(given[:, :4], norms, normalize).cpu().numpy()
         _, group, size = np.unique(head.view(f"V{head[0].nbytes}").ravel(), return_inverse=True, return_counts=True)
         key: list[bytes | int] = list(range(len(given)))
         shared = np.flatnonzero(size[group] > 1)
         for some in np.split(shared, range(_CHUNK, len(shared), _CHUNK)):
             at = _index(given, some)
-            for n, row in zip(some, _scaled(given[at], norm[at], normalize).cpu().numpy(), strict=True):
+            for n, row in zip(some, _scaled(given[at], norms[at], normalize).cpu().numpy(), strict=True):
                 key[n] = hashlib.blake2b(row, digest_size=16).digest()
     seen: dict[bytes | int, int] = {}
     number = np.fromiter((seen.setdefault(one, len(seen)) for one in key), np.int64, len(key))
-    return Merged(number, np.unique(number, return_index=True)[1], norm, normalize)
+    return Merged(number, np.unique(number, return_index=True)[1], norms, normalize)
 
 
 def make_rows(given: Matrix, merged: Merged, order: np.ndarray, device: torch.device) -> Rows:
@@ -178,7 +177,7 @@ def _scaled(rows: Matrix, norm: Tensor, normalize: bool) -> Tensor:
     values = _float32(rows)
     if normalize:
         values = (values.double() / torch.where(norm > 0, norm, 1.0)[:, None]).float()
-    return values + 0.0
+    return (values + 0.0).contiguous()
 
 
 def _float32(rows: Matrix) -> Tensor:

@@ -66,6 +66,11 @@ def model_card(name: str, description: str, recipe: str, run: Path) -> str:
 
     template = Environment(autoescape=False).from_string(_CARD)  # Markdown, not HTML
     return template.render(
-        name=name, description=description, recipe=recipe, run=run.as_posix(), measured=measured,
-        interval=interval, chance=chance,
+        name=name,
+        description=description,
+        recipe=recipe,
+        run=run.as_posix(),
+        measured=measured,
+        interval=interval,
+        chance=chance,
     )

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jointembed import distributed
-from jointembed.data.records import CaptionData, Pictures
+from jointembed.data.records import CaptionData
 from jointembed.data.samples import PictureView
 from jointembed.errors import WeightsError
 from jointembed.model import JointEmbedding, autocast
@@ -31,10 +31,36 @@ class RetrievalEmbeddings:
     text: Tensor
 
 
+class Openable(Protocol):
+    """Pictures that can be decoded by number."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def open(self, number: int) -> Image.Image:
+        """Decode one."""
+        ...
+
+
+class PicturesAndTexts(Protocol):
+    """What embedding needs of a data set; `CaptionData` is one."""
+
+    @property
+    def pictures(self) -> Openable:
+        """All pictures."""
+        ...
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """All captions."""
+        ...
+
+
 class Opened(Sequence[Image.Image]):
     """Pictures decoded when they are asked for."""
 
-    def __init__(self, pictures: Pictures, numbers: Sequence[int]) -> None:
+    def __init__(self, pictures: Openable, numbers: Sequence[int]) -> None:
         """Those of the pictures that have these numbers."""
         self.pictures, self.numbers = pictures, numbers
 
@@ -49,7 +75,7 @@ class Opened(Sequence[Image.Image]):
 
 def embed_captions(
     model: JointEmbedding,
-    data: CaptionData,
+    data: PicturesAndTexts,
     *,
     batch: int = 256,
     precision: Precision = "fp32",
@@ -72,7 +98,11 @@ def embed_captions(
         if cached is not None:
             return project(model, "image", cached[numbers], batch=batch)
         rows = model.encode(
-            Opened(pictures, numbers), "image", batch_size=batch, normalize=False, convert_to_numpy=False,
+            Opened(pictures, numbers),
+            "image",
+            batch_size=batch,
+            normalize=False,
+            convert_to_numpy=False,
             precision=precision,
         )
         return torch.as_tensor(rows)
@@ -108,9 +138,7 @@ def project(model: JointEmbedding, view: str, representations: Tensor, *, batch:
     model.eval()
     try:
         with torch.inference_mode():
-            rows = [
-                model.vectors(view, {"h": part.to(model.device)}).cpu() for part in representations.split(batch)
-            ]
+            rows = [model.vectors(view, {"h": part.to(model.device)}).cpu() for part in representations.split(batch)]
     finally:
         model.train(was_training)
     return torch.cat(rows) if rows else torch.zeros(0, model.width(view))
@@ -136,7 +164,10 @@ def set_centres(
     texts = np.sort(rng.permutation(len(data.texts))[:limit]).tolist()
     sample = CaptionSample(data, pictures, texts)
     rows = embed_captions(
-        model, sample, batch=batch, precision=precision,  # type: ignore[arg-type]
+        model,
+        sample,
+        batch=batch,
+        precision=precision,
         cached=None if cached is None else cached[pictures],
         cached_text=None if cached_text is None else cached_text[texts],
     )
@@ -155,7 +186,7 @@ class CaptionSample:
 
 
 class _Subset:
-    def __init__(self, pictures: Pictures, numbers: list[int]) -> None:
+    def __init__(self, pictures: Openable, numbers: list[int]) -> None:
         self.pictures, self.numbers = pictures, numbers
 
     def __len__(self) -> int:
@@ -174,9 +205,7 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def cached_rows(
-    encoder: nn.Module, inputs: dict[str, Any], compute: Callable[[], Tensor], folder: Path
-) -> Tensor:
+def cached_rows(encoder: nn.Module, inputs: dict[str, Any], compute: Callable[[], Tensor], folder: Path) -> Tensor:
     """Representations of a frozen encoder, computed once and kept in `folder` under a key of everything they depend on.
 
     Args:

@@ -156,3 +156,19 @@ def test_builds_on_the_meta_device(kind: type[nn.Module]) -> None:
     with torch.device("meta"):
         encoder = kind(50_000)
     assert all(parameter.is_meta for parameter in encoder.parameters())
+
+
+def test_word_dropout_leaves_words_out_in_training_alone_and_never_the_first() -> None:
+    torch.manual_seed(0)
+    encoder = BagOfWords(50, embedding=8, word_dropout=0.5)
+    x = {"ids": torch.tensor([[1, 2, 3, 4, 5, 6], [7, 0, 0, 0, 0, 0]]), "length": torch.tensor([6, 1])}
+    full = encoder.eval()(x)
+    assert torch.equal(full, encoder(x))
+    draws = torch.stack([encoder.train()(x) for _ in range(200)])
+    assert torch.equal(draws[:, 1], full[1].expand(200, -1))  # one word: it stays
+    assert len({tuple(row.tolist()) for row in draws[:, 0]}) > 20
+    subsets = [[0, *[k + 1 for k in range(5) if bits >> k & 1]] for bits in range(32)]
+    means = torch.stack([encoder.words.weight[x["ids"][0, subset]].mean(dim=0) for subset in subsets])
+    assert ((draws[:, :1] - means).abs().amax(dim=2).amin(dim=1) < 1e-5).all()
+    with pytest.raises(RecipeError, match="word_dropout"):
+        BagOfWords(50, word_dropout=1.0)

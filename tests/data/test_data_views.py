@@ -1,7 +1,6 @@
 import inspect
 import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +43,6 @@ def planes(picture: Image.Image) -> Tensor:
 
 
 PHOTOS = [photo(seed) for seed in range(6)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As in a loader's worker; two threads on pictures this small wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # -- contract -------------------------------------------------------------------------------------------------------
@@ -120,6 +110,16 @@ def test_the_seed_of_torch_decides_everything(name: str) -> None:
 def test_the_narrowest_pictures_pass(name: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     assert set(small(name)(photo(0).resize(size))) == set((LARGE | SHAPES).get(name, PAIR))
+
+
+def test_rendering_leaves_the_threads_of_torch_as_they_were() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        small("vicreg")(PHOTOS[0])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_views_of_one_picture_differ_and_so_do_pictures() -> None:

@@ -122,6 +122,8 @@ def test_paired_difference_sees_what_unpaired_intervals_hide() -> None:
     assert found["rsum"].low > 0
     assert found["rsum"].share < 0.05
     assert intervals(better)["rsum"][0] < intervals(worse)["rsum"][1]
+    plain = paired_difference(make(0.1), make(5.0), samples=100)["rsum"]
+    assert plain.share == pytest.approx(2 / 101)  # no resample on the other side, but no more than 100 were drawn
     turned = paired_difference(worse, better)["rsum"]
     assert (turned.low, turned.high) == pytest.approx((-found["rsum"].high, -found["rsum"].low))
     assert turned.share == found["rsum"].share

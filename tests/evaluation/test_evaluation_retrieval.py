@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -234,7 +234,16 @@ def test_lists_and_arrays_of_any_floating_type_say_the_same() -> None:
     expected = retrieval_ranks(image, text, PAIRS)
     lists = [list(range(3 * i, 3 * i + 3)) for i in range(20)]
     assert same(retrieval_ranks(image, text, lists), expected)
-    for change in (torch.Tensor.bfloat16, torch.Tensor.double, torch.Tensor.numpy, lambda x: x.double().numpy()):
+    changes: list[Callable[[torch.Tensor], torch.Tensor | np.ndarray]] = [
+        torch.Tensor.bfloat16,
+        torch.Tensor.double,
+        torch.Tensor.numpy,
+        lambda x: x.double().numpy(),
+        lambda x: np.asfortranarray(x.numpy()),
+        lambda x: x.T.contiguous().T,
+        lambda x: torch.cat([x, x], dim=1)[:, :16].requires_grad_(),
+    ]
+    for change in changes:
         assert same(retrieval_ranks(change(image), change(text), torch.from_numpy(PAIRS)), expected)
     read_only = image.numpy()[::-1]
     read_only.flags.writeable = False
@@ -379,7 +388,7 @@ def test_a_product_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
         retrieval_ranks(image, text, scattered, block=5)
 
 
-def test_each_tile_is_made_once_where_positives_lie_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_tiles_of_texts_that_several_images_share_are_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text = some_embeddings()
     scored = 0
     product = scores_module._Counter._product
@@ -394,6 +403,9 @@ def test_each_tile_is_made_once_where_positives_lie_together(monkeypatch: pytest
     order = np.random.default_rng(0).permutation(60)
     retrieval_ranks(image, text[order], np.stack([order // 3, np.arange(60)], axis=1), block=4)
     assert scored == 20 * 60
+    scored = 0
+    retrieval_ranks(image, text, np.concatenate([PAIRS, [[0, 59]]]), block=4)  # a text of two images far apart
+    assert scored == 20 * 60 + 2 * 4
 
 
 def test_folds_are_averaged() -> None:

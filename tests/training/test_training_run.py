@@ -164,9 +164,12 @@ def test_tensorboard_gets_the_numbers(tiny_recipe: Make, tmp_path: Path) -> None
 def test_unequal_widths_of_h_are_refused_by_name(tiny_recipe: Make, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"unequal widths \(image 1024, text 12\)"):
         build.train(tiny_recipe("evaluation.embedding=h"), tmp_path / "run")
-    assert build.train(
-        tiny_recipe("evaluation.embedding=h", "branches.text.encoder.hidden=1024"), tmp_path / "equal"
-    )["best"] is not None
+    assert (
+        build.train(tiny_recipe("evaluation.embedding=h", "branches.text.encoder.hidden=1024"), tmp_path / "equal")[
+            "best"
+        ]
+        is not None
+    )
 
 
 @pytest.mark.parametrize("objective", ["vicreg", "barlow_twins", "vse", "clip", "siglip"])

@@ -1,0 +1,1 @@
+"""Honest numbers: embeddings in, named floats out."""
