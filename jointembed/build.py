@@ -210,7 +210,7 @@ class FrozenRows:
             _construct(self.recipe.data.image_evaluation or {}, VIEWS),
             data,
             batch=self.recipe.evaluation.batch,
-            precision="fp32",
+            workers=self.recipe.loader.workers,
         )
         return cached_rows(self.model.branch("image").encoder, inputs, compute, cache_folder())
 
@@ -333,10 +333,21 @@ def _validator(
     def validate(model: JointEmbedding) -> dict[str, float]:
         if options.centre:
             set_centres(
-                model, data["train"], seed=recipe.seed, batch=options.batch, precision=precision, cached=rows["train"]
+                model,
+                data["train"],
+                seed=recipe.seed,
+                batch=options.batch,
+                precision=precision,
+                workers=recipe.loader.workers,
+                cached=rows["train"],
             )
         found = embed_captions(
-            model, data["validation"], batch=options.batch, precision=precision, cached=rows["validation"]
+            model,
+            data["validation"],
+            batch=options.batch,
+            precision=precision,
+            workers=recipe.loader.workers,
+            cached=rows["validation"],
         )
         one = data["validation"]
         return PROTOCOLS[options.protocol](
@@ -491,11 +502,16 @@ def evaluate_run(run: Path, split: str, protocol: str | None = None) -> Evaluate
     if split not in SPLITS:
         raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
     protocol = protocol or recipe.evaluation.protocol
-    model = JointEmbedding.from_pretrained(run / "model")
+    model = JointEmbedding.from_pretrained(run / "model", device="cuda" if torch.cuda.is_available() else "cpu")
     data = dataset(recipe, split)
     precision = precision_of(recipe, model.device)
     embeddings = embed_captions(
-        model, data, batch=recipe.evaluation.batch, precision=precision, cached=FrozenRows(recipe, model)(data)
+        model,
+        data,
+        batch=recipe.evaluation.batch,
+        precision=precision,
+        workers=recipe.loader.workers,
+        cached=FrozenRows(recipe, model)(data),
     )
     found = PROTOCOLS[protocol](
         embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids

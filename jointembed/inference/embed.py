@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from jointembed import distributed
+from jointembed.data.loader import to_device
 from jointembed.data.records import CaptionData
 from jointembed.data.samples import PictureView
 from jointembed.errors import WeightsError
@@ -57,28 +59,13 @@ class PicturesAndTexts(Protocol):
         ...
 
 
-class Opened(Sequence[Image.Image]):
-    """Pictures decoded when they are asked for."""
-
-    def __init__(self, pictures: Openable, numbers: Sequence[int]) -> None:
-        """Those of the pictures that have these numbers."""
-        self.pictures, self.numbers = pictures, numbers
-
-    def __len__(self) -> int:
-        """How many."""
-        return len(self.numbers)
-
-    def __getitem__(self, position: Any) -> Any:
-        """Decode one."""
-        return self.pictures.open(self.numbers[position])
-
-
 def embed_captions(
     model: JointEmbedding,
     data: PicturesAndTexts,
     *,
     batch: int = 256,
     precision: Precision = "fp32",
+    workers: int = 0,
     cached: Tensor | None = None,
     cached_text: Tensor | None = None,
 ) -> RetrievalEmbeddings:
@@ -89,23 +76,19 @@ def embed_captions(
         data: pictures and captions.
         batch: rows through a branch at once.
         precision: of the branches.
+        workers: processes that decode pictures; 0 decodes in this one.
         cached: representations (I, R) in place of pictures.
         cached_text: representations (T, R) in place of captions.
     """
-    pictures = data.pictures
+    key, view = "image", model.image
 
     def images(numbers: list[int]) -> Tensor:
         if cached is not None:
-            return project(model, "image", cached[numbers], batch=batch)
-        rows = model.encode(
-            Opened(pictures, numbers),
-            "image",
-            batch_size=batch,
-            normalize=False,
-            convert_to_numpy=False,
-            precision=precision,
-        )
-        return torch.as_tensor(rows)
+            return project(model, key, cached[numbers], batch=batch)
+        if view is None:
+            raise WeightsError("this model has no picture pipeline; it cannot embed pictures")
+        batches = picture_batches(view, data.pictures, numbers, batch=batch, workers=workers)
+        return _in_evaluation_mode(model, lambda: _rows(model, key, batches, precision))
 
     def texts(numbers: list[int]) -> Tensor:
         if cached_text is not None:
@@ -116,7 +99,7 @@ def embed_captions(
         )
         return torch.as_tensor(rows)
 
-    return RetrievalEmbeddings(shared_out(len(pictures), images), shared_out(len(data.texts), texts))
+    return RetrievalEmbeddings(shared_out(len(data.pictures), images), shared_out(len(data.texts), texts))
 
 
 def shared_out(count: int, rows_of: Callable[[list[int]], Tensor]) -> Tensor:
@@ -132,16 +115,45 @@ def shared_out(count: int, rows_of: Callable[[list[int]], Tensor]) -> Tensor:
     return whole
 
 
+class _Decoded(Dataset[Tensor]):
+    def __init__(self, view: PictureView, pictures: Openable, numbers: Sequence[int]) -> None:
+        self.view, self.pictures, self.numbers = view, pictures, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> Tensor:
+        return self.view(self.pictures.open(self.numbers[position]))[self.view.views[0]]
+
+
+def picture_batches(
+    view: PictureView, pictures: Openable, numbers: Sequence[int], *, batch: int, workers: int
+) -> Iterable[Tensor]:
+    """The first view of these pictures in batches (N, 3, H, W), decoded by worker processes."""
+    return DataLoader(
+        _Decoded(view, pictures, numbers), batch_size=batch, num_workers=workers, generator=torch.Generator()
+    )
+
+
+def _rows(model: JointEmbedding, key: str, batches: Iterable[Any], precision: Precision) -> Tensor:
+    with torch.inference_mode(), autocast(model.device, precision):
+        rows = [model.vectors(key, to_device(part, model.device)).cpu() for part in batches]
+    return torch.cat(rows) if rows else torch.zeros(0, model.width(key))
+
+
 def project(model: JointEmbedding, view: str, representations: Tensor, *, batch: int) -> Tensor:
     """Vectors of cached representations (N, R): (N, D) float32 on the CPU."""
+    batches = ({"h": part} for part in representations.split(batch) if len(part))
+    return _in_evaluation_mode(model, lambda: _rows(model, view, batches, "fp32"))
+
+
+def _in_evaluation_mode(model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            rows = [model.vectors(view, {"h": part.to(model.device)}).cpu() for part in representations.split(batch)]
+        return compute()
     finally:
         model.train(was_training)
-    return torch.cat(rows) if rows else torch.zeros(0, model.width(view))
 
 
 def set_centres(
@@ -152,6 +164,7 @@ def set_centres(
     limit: int = 4096,
     batch: int = 256,
     precision: Precision = "fp32",
+    workers: int = 0,
     cached: Tensor | None = None,
     cached_text: Tensor | None = None,
 ) -> None:
@@ -168,6 +181,7 @@ def set_centres(
         sample,
         batch=batch,
         precision=precision,
+        workers=workers,
         cached=None if cached is None else cached[pictures],
         cached_text=None if cached_text is None else cached_text[texts],
     )
@@ -235,19 +249,15 @@ def cached_rows(encoder: nn.Module, inputs: dict[str, Any], compute: Callable[[]
 
 
 def frozen_image_rows(
-    model: JointEmbedding, view: PictureView, data: CaptionData, *, batch: int, precision: Precision
+    model: JointEmbedding, view: PictureView, data: CaptionData, *, batch: int, workers: int
 ) -> Callable[[], Tensor]:
     """A `compute` for `cached_rows`: the image branch's representation of every picture, (I, R) float32."""
     branch = model.branch("image")
 
+    @torch.inference_mode()
     def rows_of(numbers: list[int]) -> Tensor:
-        found = []
-        branch.eval()
-        with torch.inference_mode(), autocast(model.device, precision):
-            for start in range(0, len(numbers), batch):
-                opened = Opened(data.pictures, numbers[start : start + batch])
-                pictures = torch.stack([view(picture)[view.views[0]] for picture in opened])
-                found.append(branch.encoder(pictures.to(model.device)).float().cpu())
-        return torch.cat(found) if found else torch.zeros(0, branch.width)
+        batches = picture_batches(view, data.pictures, numbers, batch=batch, workers=workers)
+        rows = [branch.encoder(pictures.to(model.device)).float().cpu() for pictures in batches]
+        return torch.cat(rows) if rows else torch.zeros(0, branch.width)
 
-    return lambda: shared_out(len(data.pictures), rows_of)
+    return lambda: _in_evaluation_mode(branch, lambda: shared_out(len(data.pictures), rows_of))
