@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
 SMALL_ENCODER: dict[str, dict[str, str | int | None]] = {
     "torchvision": {"model": "mobilenet_v3_small", "weights": None},
-    "gru": {"embedding": 8, "hidden": 8},
+    "gru": {"embedding": 8, "hidden": 16},
     "bag_of_words": {"embedding": 8},
     "text_transformer": {"width": 16, "depth": 1, "heads": 2},
 }

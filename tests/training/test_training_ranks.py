@@ -17,6 +17,8 @@ pytestmark = pytest.mark.ddp
 DOUBLE_CHECK = [
     "loader.drop_last=false", "loader.batch=7", "training.save_every=0.5", "optimizer={name: sgd, lr: 1e-3}",
     "branches.text.encoder={name: bag_of_words, embedding: 8}", "data.cache=false",
+    # of untrained encoders this one keeps pictures apart; batch norm would blow up the last bits of equal rows
+    "branches.image.encoder={name: torchvision, model: resnet18, widen: 0.25}",
 ]  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def test_two_processes_train_the_model_of_one_and_resume_to_the_bit(tiny_recipe:
     assert "rsum" in whole.stdout and whole.stdout.count("best validation") == 1
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
-        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-4, atol=1e-5), name
+        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-5, atol=2e-6), name
 
     half = tmp_path / "half"
     (half / "checkpoints").mkdir(parents=True)
