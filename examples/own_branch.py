@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from jointembed import build
+from jointembed import build, runs
 from jointembed.branches import ENCODERS
 from jointembed.recipe import load_recipe
 
@@ -26,4 +26,4 @@ class Colours(nn.Module):
 if __name__ == "__main__":
     ENCODERS["colours"] = Colours
     overrides = ["name=colours", "branches.image.encoder={name: colours, grid: 4}", *sys.argv[1:]]
-    build.train(build.check(load_recipe("recipes/quickstart.yaml", overrides)), Path("runs/colours"), overwrite=True)
+    runs.train(build.check(load_recipe("recipes/quickstart.yaml", overrides)), Path("runs/colours"), overwrite=True)

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from jointembed.objectives.barlow_twins import barlow_twins_loss
     from jointembed.objectives.clip import clip_loss
     from jointembed.objectives.siglip import siglip_loss
+    from jointembed.objectives.simclr import nt_xent_loss
     from jointembed.objectives.vicreg import vicreg_loss
     from jointembed.objectives.vse import vse_loss
+    from jointembed.objectives.wmse import w_mse_loss
 
 __version__ = "0.1.0"
 
@@ -20,11 +22,13 @@ _HOME = {
     "JointEmbedding": "jointembed.model",
     "barlow_twins_loss": "jointembed.objectives.barlow_twins",
     "clip_loss": "jointembed.objectives.clip",
+    "nt_xent_loss": "jointembed.objectives.simclr",
     "retrieval_metrics": "jointembed.evaluation.retrieval",
     "retrieval_ranks": "jointembed.evaluation.retrieval",
     "siglip_loss": "jointembed.objectives.siglip",
     "vicreg_loss": "jointembed.objectives.vicreg",
     "vse_loss": "jointembed.objectives.vse",
+    "w_mse_loss": "jointembed.objectives.wmse",
 }
 
 __all__ = [
@@ -33,11 +37,13 @@ __all__ = [
     "__version__",
     "barlow_twins_loss",
     "clip_loss",
+    "nt_xent_loss",
     "retrieval_metrics",
     "retrieval_ranks",
     "siglip_loss",
     "vicreg_loss",
     "vse_loss",
+    "w_mse_loss",
 ]
 
 

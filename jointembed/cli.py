@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,20 +51,24 @@ def train(
     ] = False,
 ) -> None:
     """Train a model by a recipe, and report on it."""
-    from jointembed import build
+    from jointembed import build, distributed, runs
     from jointembed.recipe import load_recipe
 
     checked = build.check(load_recipe(recipe, overrides or []))
     run = out or Path("runs") / checked.name
     try:
-        state = build.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed)
-        main_rank = build.distributed.is_main()
+        state = runs.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed)
+        main_rank = distributed.is_main()
     finally:
-        build.distributed.shut_down()
+        distributed.shut_down()
     if main_rank:  # alone from here on
         if state["best"] is not None:
             print(f"best validation {checked.evaluation.select} {state['best']:.1f} at step {state['best_step']}")
-        _evaluate_run(run, "validation" if checked.data.validation else "train", None, None)
+        split = "validation" if checked.data.validation else "train"
+        if build.has_captions(checked.data):
+            _evaluate_run(run, split, None, None)
+        else:
+            _evaluate_features(run, split)
 
 
 @app.command()
@@ -78,27 +83,61 @@ def evaluate(
         Path | None, typer.Option(help="Another run evaluated on the same split: adds the paired difference.")
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Explicit ground truth for the file (CxC, ECCV).")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Of pictures with labels: linear, semi1, semi10, places205, inat18, by the loop.")
+    ] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="a.b=c, a key of the task's recipe.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted task.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the task anew.")] = False,
 ) -> None:
-    """Measure R@1/5/10 with intervals and chance level, and write the report."""
+    """Measure a run: R@1/5/10 with intervals and chance level, or the accuracies of its representations."""
     if (run is None) == (embeddings is None):
         raise typer.BadParameter("give either a run folder or --embeddings FILE")
     if embeddings is not None:
         _evaluate_file(embeddings, protocol, truth)
+    elif run is not None and task is not None:
+        from jointembed.runs_labels import evaluate_task
+
+        _print_features(evaluate_task(run, task, change or [], resume=resume, overwrite=overwrite), run)
     elif run is not None:
-        _evaluate_run(run, split, protocol, against)
+        from jointembed.build import has_captions
+        from jointembed.runs import run_recipe
+
+        if has_captions(run_recipe(run).data):
+            _evaluate_run(run, split, protocol, against)
+        else:
+            _evaluate_features(run, split)
+
+
+def _evaluate_features(run: Path, split: str) -> None:
+    from jointembed.runs import evaluate_features
+
+    _print_features(evaluate_features(run, split), run)
+
+
+def _print_features(record: dict[str, Any], run: Path) -> None:
+    from rich.console import Console
+
+    from jointembed.report.html import write_report
+
+    console = Console()
+    console.print(f"{record['data']}, {record['n_images']} pictures", highlight=False, soft_wrap=True)
+    for name, value in record["metrics"].items():
+        console.print(f"  {name:<16} {value:8.2f}", highlight=False)
+    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
 
 
 def _evaluate_run(run: Path, split: str, protocol: str | None, against: Path | None) -> None:
     import torch
     from rich.console import Console
 
-    from jointembed import build
+    from jointembed import runs
     from jointembed.report.gallery import write_gallery
     from jointembed.report.html import write_report
     from jointembed.report.tables import print_retrieval
 
     console = Console()
-    result = build.evaluate_run(run, split, protocol)
+    result = runs.evaluate_run(run, split, protocol)
     write_gallery(
         result.folder,
         image=result.embeddings.image,
@@ -110,7 +149,7 @@ def _evaluate_run(run: Path, split: str, protocol: str | None, against: Path | N
     )
     console.print(print_retrieval(result.record))
     if against is not None:
-        for line in build.compare_runs(run, against, result.folder.name):
+        for line in runs.compare_runs(run, against, result.folder.name):
             console.print(line, highlight=False, soft_wrap=True)
     console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
 
@@ -118,10 +157,240 @@ def _evaluate_run(run: Path, split: str, protocol: str | None, against: Path | N
 def _evaluate_file(path: Path, protocol: str | None, truth: Path | None) -> None:
     from rich.console import Console
 
-    from jointembed import build
+    from jointembed import runs
     from jointembed.report.tables import print_retrieval
 
-    Console().print(print_retrieval(build.evaluate_file(path, protocol or "full", truth)))
+    Console().print(print_retrieval(runs.evaluate_file(path, protocol or "full", truth)))
+
+
+ViewOption = Annotated[str | None, typer.Option(help="View of the model; the first that takes such data if not given.")]
+ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts or pictures, in files that have columns.")]
+IdColumnOption = Annotated[str | None, typer.Option(help="Column of the ids.")]
+ShardSizeOption = Annotated[int, typer.Option(help="Inputs a shard; a tar archive is one shard.")]
+BatchOption = Annotated[int, typer.Option(help="Inputs through the branch at once.")]
+WorkersOption = Annotated[int, typer.Option(help="Processes that decode pictures.")]
+MaxBadOption = Annotated[int, typer.Option(help="Bad inputs a worker may skip; they are listed in skipped.jsonl.")]
+PrecisionOption = Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")]
+
+
+@app.command()
+def embed(
+    run: Annotated[str, typer.Argument(help="Run folder, model folder or hub id.")],
+    data: Annotated[
+        str, typer.Argument(help="Folder of pictures; .txt, .csv, .jsonl; tar shards; parquet; emoji:test.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of embeddings; started again, it is filled on.")],
+    view: ViewOption = None,
+    column: ColumnOption = None,
+    id_column: IdColumnOption = None,
+    shard_size: ShardSizeOption = 10_000,
+    batch: BatchOption = 64,
+    workers: WorkersOption = 0,
+    precision: PrecisionOption = "fp32",
+    normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
+    max_bad: MaxBadOption = 0,
+    rank: Annotated[int | None, typer.Option(help="Number of this worker; from the environment if not given.")] = None,
+    world: Annotated[int | None, typer.Option(help="Number of workers; from the environment if not given.")] = None,
+) -> None:
+    """Embed pictures or texts: one input shard, one parquet of ids and vectors; started again, it goes on."""
+    options = {"column": column, "id_column": id_column, "shard_size": shard_size}
+    settings = {"batch": batch, "workers": workers, "precision": precision, "normalize": normalize, "max_bad": max_bad}
+    _embed(run, data, out, view, options, settings, rank, world)
+
+
+def _embed(
+    run: str, data: str, out: Path, view: str | None, options: dict[str, Any], settings: dict[str, Any],
+    rank: int | None = None, world: int | None = None,
+) -> None:  # fmt: skip
+    import time
+
+    from jointembed.inference.ranks import device_of, rank_and_world
+    from jointembed.inference.worker import Settings, embed_worker
+
+    if settings["precision"] not in ("fp32", "bf16"):
+        raise typer.BadParameter(f"no precision {settings['precision']!r}; there are fp32, bf16")
+    own, workers = rank_and_world(os.environ, rank=rank, world=world)
+    worker = embed_worker(run, data, out, Settings(view=view, device=device_of(os.environ), **settings), **options)
+    todo = worker.todo(own, workers)
+    print(f"rank {own} of {workers}: {len(todo)} of {worker.header['shards']} shards to do", flush=True)
+    start, done = time.perf_counter(), [0]
+
+    def finished(mark: dict[str, Any]) -> None:
+        done[0] += mark["rows"]
+        speed = done[0] / (time.perf_counter() - start)
+        skipped = f", {len(mark['skipped'])} skipped" if mark["skipped"] else ""
+        print(f"shard {mark['shard']}: {mark['rows']} rows{skipped}, {speed:.1f} a second", flush=True)
+
+    worker.run(own, workers, finished)
+
+
+@app.command()
+def index(
+    source: Annotated[str, typer.Argument(help="Folder of embeddings; or, with DATA, a run, model folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="Index folder.")],
+    data: Annotated[str | None, typer.Argument(help="What to embed first, as `jointembed embed` takes it.")] = None,
+    kind: Annotated[str, typer.Option(help="exact; with FAISS flat or ivf_pq.")] = "exact",
+    lists: Annotated[int | None, typer.Option(help="ivf_pq: inverted lists.")] = None,
+    code_bytes: Annotated[int | None, typer.Option(help="ivf_pq: bytes a vector.")] = None,
+    probes: Annotated[int | None, typer.Option(help="ivf_pq: lists looked into for a query.")] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="ivf_pq: texts, one a line, to measure the recall on; else rows of the index.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    view: ViewOption = None,
+    column: ColumnOption = None,
+    id_column: IdColumnOption = None,
+    batch: BatchOption = 64,
+    workers: WorkersOption = 0,
+    precision: PrecisionOption = "fp32",
+    max_bad: MaxBadOption = 0,
+) -> None:
+    """Make embeddings searchable: exact by default, or by FAISS with the recall measured."""
+    import shutil
+
+    from jointembed.data.json_file import read_text
+    from jointembed.inference.index_build import build_index, check_free
+
+    check_free(out, overwrite=overwrite)
+    embeddings = Path(source)
+    if data is not None:  # kept until the index is there: a second try goes on
+        embeddings = out.with_name(f".{out.name}.embeddings")
+        settings = {"batch": batch, "workers": workers, "precision": precision, "max_bad": max_bad}
+        _embed(source, data, embeddings, view, {"column": column, "id_column": id_column}, settings, 0, 1)
+    texts = None if queries is None else [line for line in read_text(queries).splitlines() if line.strip()]
+    made = build_index(
+        embeddings, out, kind=kind, lists=lists, code_bytes=code_bytes, probes=probes, queries=texts,
+        overwrite=overwrite,
+    )  # fmt: skip
+    if data is not None:
+        shutil.rmtree(embeddings)
+    recall = "".join(f", {name} {value:.1f}" for name, value in made.info.get("recall", {}).items() if "@" in name)
+    print(f"{out}: {len(made)} rows of width {made.width}, {made.kind}{recall}")
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder.")],
+    words: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="A picture to look for instead of words.")] = None,
+    top: Annotated[int, typer.Option(help="Answers.")] = 10,
+    gallery: Annotated[Path | None, typer.Option(help="Also write the answers to this HTML page.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare the SHA-256 of every file of the index.")] = True,
+) -> None:
+    """Search an index by words or by a picture."""
+    from jointembed.data.pictures import open_picture
+    from jointembed.inference.index import Index
+    from jointembed.inference.places import open_place
+    from jointembed.inference.search import search as find
+    from jointembed.report.answers import Shown, write_answers
+
+    if (words is None) == (picture is None):
+        raise typer.BadParameter("give either words or --picture FILE")
+    opened = Index.open(folder, verify=verify)
+    answers = find(opened, words if picture is None else picture, top)
+    _print_ranked(
+        ["score", "id", "path" if opened.texts is None else "text"],
+        [(f"{one.score:.4f}", one.id, (one.path if one.text is None else one.text) or "") for one in answers],
+    )
+    if gallery is not None:
+        shown = [Shown(one.rank, one.score, one.id, one.text, one.path) for one in answers]
+        question = open_picture(picture) if picture is not None else words or ""
+        subtitle = f"{len(answers)} best of {len(opened):,} rows, scores are cosines"
+        page = write_answers(gallery, question=question, subtitle=subtitle, answers=shown, open_picture=open_place)
+        print(f"gallery: {page}")
+
+
+@app.command()
+def classify(
+    source: Annotated[str, typer.Argument(help="Index of pictures; or, with PICTURES, a run, model folder or hub id.")],
+    pictures: Annotated[list[Path] | None, typer.Argument(help="Picture files; the rows of the index if none.")] = None,
+    classes: Annotated[str, typer.Option(help="Names, separated by commas; or @FILE, one a line.")] = "",
+    template: Annotated[list[str] | None, typer.Option(help="What is said of a class; may be given again.")] = None,
+    top: Annotated[int, typer.Option(help="Classes a picture.")] = 1,
+    show: Annotated[int, typer.Option(help="Rows to print.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write all rows to this JSON Lines file.")] = None,
+) -> None:
+    """Zero-shot classification: which class name is nearest to each picture."""
+    from collections import Counter
+
+    from jointembed.data.json_file import read_text
+    from jointembed.inference.zero_shot import TEMPLATE, classify_pictures
+
+    names = read_text(Path(classes[1:])).splitlines() if classes.startswith("@") else classes.split(",")
+    rows = classify_pictures(source, pictures or [], names, template or [TEMPLATE], top)
+    first = [(f"{row.scores[0]:.4f}", row.id, ", ".join(row.classes)) for row in rows[:show]]
+    _print_ranked(["score", "id", "class"], first)
+    print(", ".join(f"{name} {count}" for name, count in Counter(row.classes[0] for row in rows).most_common()))
+    if out is not None:
+        import dataclasses
+        import json
+
+        out.write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows), encoding="ascii")
+        print(f"{len(rows)} rows: {out}")
+
+
+def _print_ranked(heads: list[str], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", *heads, box=None)
+    for rank, cells in enumerate(rows, start=1):  # a file name may hold control characters, a terminal obeys them
+        table.add_row(str(rank), *(Text(cell if cell.isprintable() else ascii(cell)) for cell in cells))
+    Console().print(table)
+
+
+@app.command()
+def detect(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN", help="YAML file, or a run folder to evaluate.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<recipe name> if not given.")] = None,
+    split: Annotated[str | None, typer.Option(help="What to evaluate: train, validation or test.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Empty an existing run folder first.")] = False,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Resume although recipe, data or ranks changed.")
+    ] = False,
+) -> None:
+    """Train an object detector on any image encoder, measure AP of boxes and masks, and draw what it finds."""
+    from jointembed import build_detection, distributed, runs_detection
+    from jointembed.recipe_detection import load_detection_recipe
+
+    if recipe.is_dir():
+        if overrides or out is not None:
+            raise typer.BadParameter("a run folder is evaluated as it is; it takes neither keys nor --out")
+        _evaluate_detector(recipe, split)
+        return
+    checked = build_detection.check(load_detection_recipe(recipe, overrides or []))
+    run = out or Path("runs") / checked.name
+    try:
+        runs_detection.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed)
+        main_rank = distributed.is_main()
+    finally:
+        distributed.shut_down()
+    if main_rank:  # alone from here on
+        _evaluate_detector(run, split)
+
+
+def _evaluate_detector(run: Path, split: str | None) -> None:
+    from rich.console import Console
+
+    from jointembed import runs_detection
+    from jointembed.report.detection import write_detection_report, write_drawings
+
+    result = runs_detection.evaluate(run, split)
+    write_drawings(result.folder, result.data, result.found)
+    console = Console()
+    record = result.record
+    console.print(
+        f"{record['data']}, {record['split']}: {record['n_images']} pictures, {record['n_objects']} objects, "
+        f"{record['n_detections']} detections",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name, value in record["metrics"].items():
+        console.print(f"  {name:<12} {value:.4g}", highlight=False)
+    console.print(f"report: {write_detection_report(run)}", highlight=False, soft_wrap=True)
 
 
 @data_app.command("check")
@@ -208,6 +477,19 @@ def bench_retrieval(
     from jointembed.bench.retrieval import bench_retrieval as measure
 
     _print_json(measure(images=images, texts=texts, dimension=dimension, repeats=repeats))
+
+
+@bench_app.command("search")
+def bench_search(
+    rows: Annotated[list[int] | None, typer.Option(help="Vectors; 10k, 100k and 1M if not given.")] = None,
+    width: Annotated[int, typer.Option(help="Width of the vectors.")] = 128,
+    repeats: Annotated[int, typer.Option(help="Runs of each; the median counts.")] = 5,
+    ivf_pq: Annotated[bool, typer.Option("--ivf-pq", help="FAISS's IVF-PQ too.")] = False,
+) -> None:
+    """Searching an index: latency of one query, queries a second of 64 at once."""
+    from jointembed.bench.search import bench_search as measure
+
+    _print_json(measure(rows=rows or [10_000, 100_000, 1_000_000], width=width, repeats=repeats, ivf_pq=ivf_pq))
 
 
 def _print_json(result: Any) -> None:

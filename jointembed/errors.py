@@ -27,3 +27,7 @@ class CheckpointError(JointEmbedError):
 
 class EvaluationError(JointEmbedError):
     """Embeddings or a ground truth that no honest number can be computed from."""
+
+
+class EmbeddingsError(JointEmbedError):
+    """A folder of embeddings or an index that is incomplete, altered, of a newer version, or of another model."""

@@ -17,7 +17,8 @@ class Embedding(NamedTuple):
 
     h: Tensor  # (N, R) or (N, P, R) for patch views
     z: Tensor  # (N, D) or (N, P, D)
-    maps: Tensor | None = None  # (N, C, H, W)
+    maps: Tensor | None = None  # (N, C, H, W), of the encoder's last stage
+    levels: tuple[Tensor, ...] | None = None  # maps of the last two stages, where the encoder has stages
 
 
 class MLP(nn.Module):
@@ -29,6 +30,7 @@ class MLP(nn.Module):
             single linear layer.
         norm: after every linear layer but the last.
         bias_last: whether the last linear layer has a bias; the centred objectives cannot see one.
+        norm_last: the norm, without affine parameters, after the last linear layer too (SimSiam, Chen & He 2021).
         dropout: probability, after every ReLU.
         normalize_input: scale each row of the input to length 1 first (VSE++, Faghri et al. 2018).
 
@@ -43,6 +45,7 @@ class MLP(nn.Module):
         widths: list[int],
         norm: Norm = "batch",
         bias_last: bool = False,
+        norm_last: bool = False,
         dropout: float = 0.0,
         normalize_input: bool = False,
     ) -> None:
@@ -61,6 +64,7 @@ class MLP(nn.Module):
                 layers.append(nn.Dropout(dropout))
         if widths:
             layers.append(nn.Linear([width, *widths][-2], widths[-1], bias=bias_last))
+            layers += _norm(norm, widths[-1], affine=False) if norm_last else []
         self.layers = nn.Sequential(*layers)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -68,10 +72,12 @@ class MLP(nn.Module):
         return self.layers(functional.normalize(h, dim=-1) if self.normalize_input else h)
 
 
-def _norm(kind: Norm, width: int) -> list[nn.Module]:
+def _norm(kind: Norm, width: int, *, affine: bool = True) -> list[nn.Module]:
     if kind == "none":
         return []
-    return [nn.BatchNorm1d(width) if kind == "batch" else nn.LayerNorm(width)]
+    if kind == "batch":
+        return [nn.BatchNorm1d(width, affine=affine)]
+    return [nn.LayerNorm(width, elementwise_affine=affine)]
 
 
 Pool = Literal["mean", "max", "last", "cls"]

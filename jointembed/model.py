@@ -18,13 +18,14 @@ from torch.nn import functional
 from jointembed import __version__
 from jointembed.branches import ENCODERS, EXPANDERS
 from jointembed.branches.branch import Branch
+from jointembed.branches.target import forward_shuffled, make_target, update_target
 from jointembed.data import VIEWS
 from jointembed.data.pictures import open_picture
 from jointembed.data.samples import Batch, PictureView
 from jointembed.data.tokens import Tokens, pad
 from jointembed.errors import DataError, JointEmbedError, WeightsError
 from jointembed.layers import Embedding
-from jointembed.objectives.objective import Objective
+from jointembed.objectives.objective import Embed, Objective, ViewShape
 from jointembed.objectives.statistics import mean_absolute_correlation, rankme, std_per_dimension
 
 FORMAT = 1
@@ -63,6 +64,8 @@ class JointEmbedding(nn.Module):
         self.branches = nn.ModuleDict(branches)
         self.views = dict(views)
         self.objective = objective
+        self.targets: nn.ModuleDict | None = None  # EMA copies of the branches, made by attach
+        self.probe: nn.Module | None = None  # reads representations and labels, teaches the branches nothing
         self.image, self.tokens, self.config, self.embedding = image, tokens, config or {}, embedding
         self.watch = False  # whether forward adds the health of the embeddings to its terms
         for view in views:
@@ -80,41 +83,94 @@ class JointEmbedding(nn.Module):
         return branch.embedding_width if self.embedding == "z" else branch.width
 
     @property
+    def image_view(self) -> str:
+        """The view that stands for pictures: `image`, else the first that is not text."""
+        return "image" if "image" in self.views else next(view for view in self.views if not self.reads_text(view))
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
 
     # -- training ---------------------------------------------------------------------------------------------------
 
+    def attach(self, samples: int) -> None:
+        """Let the objective make its own parts, and make the EMA targets it needs. Once, before training.
+
+        Args:
+            samples: number of training samples, for memory banks and cluster assignments.
+        """
+        objective = self._objective()
+        shapes = {
+            view: ViewShape(name, self.branch(view).width, self.branch(view).embedding_width)
+            for view, name in self.views.items()
+        }
+        objective.attach(shapes, samples)
+        followed = {self.views[view] for view in objective.target_views(self.views)}
+        if followed:
+            self.targets = nn.ModuleDict({name: make_target(self.branches[name]) for name in sorted(followed)})
+
     def embed(self, batch: Batch) -> dict[str, Embedding]:
-        """Representation and embedding of every view of the batch: the first of the two calls of a step."""
+        """Representation and embedding of every online view of the batch: the first of the two calls of a step."""
         missing = [view for view in self.views if view not in batch]
         if missing:
             raise DataError(f"the batch has no view {missing[0]!r}; it has {', '.join(sorted(batch))}")
-        return {view: self.branch(view)(batch[view]) for view in self.views}
+        views = list(self.views) if self.objective is None else self.objective.online_views(self.views)
+        maps = self.objective is not None and "maps" in self.objective.needs
+        return {view: self.branch(view)(batch[view], maps=maps) for view in views}
 
-    def terms(self, online: dict[str, Embedding], batch: Batch) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def embed_target(self, batch: Batch) -> dict[str, Embedding] | None:
+        """The same of the EMA branches, in training mode and without gradient; None where no target is needed."""
+        if self.targets is None:
+            return None
+        objective = self._objective()
+        forward = forward_shuffled if "shuffle" in objective.needs else _forward
+        maps = "target_maps" in objective.needs
+        return {
+            view: forward(cast(Branch, self.targets[self.views[view]]), batch[view], maps)
+            for view in objective.target_views(self.views)
+        }
+
+    def terms(
+        self, online: dict[str, Embedding], batch: Batch, target: dict[str, Embedding] | None = None
+    ) -> dict[str, Tensor]:
         """The objective's named scalars for the embeddings of a batch: the second call of a step."""
-        if self.objective is None:
-            raise JointEmbedError("this model was built without an objective; it cannot be trained")
-        terms = self.objective(online, index=batch.get("index"), item=batch.get("item"), label=None)
+        objective = self._objective()
+        label = batch.get("label") if "label" in objective.needs else None
+        terms = objective(online, target, index=batch.get("index"), item=batch.get("item"), label=label)
         if self.watch:
             terms = terms | health({view: embedding.z for view, embedding in online.items()})
+        if self.probe is not None and self.training:
+            h = next(iter(online.values())).h.detach()
+            seen = cast(Any, self.probe).step(h if h.ndim == 2 else h.mean(1), batch["label"])
+            terms = terms | {name: torch.tensor(value) for name, value in seen.items()}
         return terms
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Both calls of a step: batch in, named terms out, one of them `loss`."""
-        return self.terms(self.embed(batch), batch)
+        return self.terms(self.embed(batch), batch, self.embed_target(batch))
+
+    def start_epoch(self, epoch: int, embed: Embed) -> None:
+        """Hook of the loop before the first step of an epoch."""
+        self._objective().start_epoch(epoch, embed)
 
     def before_step(self, batch: Batch) -> None:
         """Hook of the loop: warm-ups that count steps."""
-        if self.objective is not None:
-            self.objective.before_step(batch)
+        self._objective().before_step(batch)
 
     def end_step(self, progress: float) -> None:
         """Hook of the loop, after the optimizer's step; `progress` is the share of the run that is done."""
-        if self.objective is not None:
-            self.objective.end_step(progress)
+        objective = self._objective()
+        objective.end_step(progress)
+        if self.targets is not None:
+            for name, target in self.targets.items():
+                update_target(target, self.branches[name], objective.momentum(progress))
+
+    def _objective(self) -> Objective:
+        if self.objective is None:
+            raise JointEmbedError("this model was built without an objective; it cannot be trained")
+        return self.objective
 
     # -- use --------------------------------------------------------------------------------------------------------
 
@@ -183,8 +239,8 @@ class JointEmbedding(nn.Module):
         return result.numpy() if convert_to_numpy else result
 
     def encode_image(self, pictures: Sequence[Picture], **options: Any) -> np.ndarray | Tensor:
-        """`encode` for the view `image`."""
-        return self.encode(pictures, "image", **options)
+        """`encode` for the view of pictures."""
+        return self.encode(pictures, self.image_view, **options)
 
     def encode_text(self, texts: Sequence[str], **options: Any) -> np.ndarray | Tensor:
         """`encode` for the view `text`."""
@@ -253,7 +309,7 @@ class JointEmbedding(nn.Module):
         Raises:
             WeightsError: naming the file and what is wrong with it.
         """
-        folder = _model_folder(path)
+        folder = model_folder(path)
         config = _read_config(folder / "config.json")
         tokens = Tokens.load(folder, config["max_length"]) if config.get("max_length") else None
         model = from_config(config, tokens)
@@ -325,7 +381,8 @@ def _named(table: Mapping[str, Any], block: dict[str, Any], *given: Any) -> Any:
     return table[block["name"]](*given, **arguments)
 
 
-def _model_folder(path: Path | str) -> Path:
+def model_folder(path: Path | str) -> Path:
+    """The folder that holds `config.json`: a model folder, that of a run, or what the hub gave. Raises WeightsError."""
     folder = Path(path)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
@@ -356,6 +413,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         if not isinstance(config.get(key), dict):
             raise WeightsError(f"{path}: key {key!r} is missing")
     return config
+
+
+def _forward(branch: Branch, x: Any, maps: bool) -> Embedding:
+    return branch(x, maps=maps)
 
 
 def as_picture(source: Any, label: str) -> Image.Image:

@@ -26,10 +26,10 @@ from jointembed.errors import RecipeError
 Block = dict[str, Any]
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_STRICT_KEYS = ConfigDict(extra="forbid")
+STRICT_KEYS = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, config=_STRICT_KEYS)
+@dataclass(frozen=True, config=STRICT_KEYS)
 class BranchRecipe:
     """One branch: an encoder, an expander, and how they are trained."""
 
@@ -39,7 +39,7 @@ class BranchRecipe:
     lr_scale: Positive = 1.0  # of the encoder, against the schedule's rate
 
 
-@dataclass(frozen=True, config=_STRICT_KEYS)
+@dataclass(frozen=True, config=STRICT_KEYS)
 class DataRecipe:
     """Data sets, and how a sample becomes the tensors of its views."""
 
@@ -49,11 +49,13 @@ class DataRecipe:
     captions: Literal["random", "all"] = "random"  # an epoch is each picture once, or each caption once
     image: Block | None = None  # view pipeline of training
     image_evaluation: Block | None = None  # of evaluation; by default that of training, if it is not random
+    audio: Block | None = None  # in place of image, for sound
+    audio_evaluation: Block | None = None
     text: Block | None = None  # tokens
     cache: bool = True  # keep the representations of a frozen encoder whose view is not random
 
 
-@dataclass(frozen=True, config=_STRICT_KEYS)
+@dataclass(frozen=True, config=STRICT_KEYS)
 class LoaderRecipe:
     """Batches, counted over all ranks."""
 
@@ -62,7 +64,7 @@ class LoaderRecipe:
     drop_last: bool = True
 
 
-@dataclass(frozen=True, config=_STRICT_KEYS)
+@dataclass(frozen=True, config=STRICT_KEYS)
 class TrainingRecipe:
     """The loop."""
 
@@ -75,21 +77,44 @@ class TrainingRecipe:
     save_every: Positive = 1.0  # epochs
     keep: Count = 2  # checkpoints
     trackers: list[str] = field(default_factory=list)
+    batch_norm: Literal["global", "local"] = "global"  # statistics over the rows of all ranks, or of each
+    probe: bool = False  # an online linear probe on `h`; the labels teach it alone
 
 
-@dataclass(frozen=True, config=_STRICT_KEYS)
+@dataclass(frozen=True, config=STRICT_KEYS)
+class RegularizeRecipe:
+    """VICReg's variance and covariance terms on the embeddings, on top of any objective."""
+
+    variance: Annotated[float, Field(ge=0)] = 1.0
+    covariance: Annotated[float, Field(ge=0)] = 0.01
+    gamma: Positive = 1.0
+    eps: Positive = 1e-4
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class ParametersRecipe:
+    """How parameters share the learning rate and the weight decay; see `optim.groups`."""
+
+    decay_all: bool = False  # biases and norms decay, and are adapted by LARS, as weights are
+    vector_scale: Positive = 1.0  # of the learning rate of biases and norms
+    constant: list[str] | None = None  # module paths off the schedule; by default the objective's own (SimSiam)
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
 class EvaluationRecipe:
-    """Retrieval between the two views."""
+    """How a model is judged during training and after it."""
 
     every: Positive = 1.0  # epochs
-    embedding: Literal["h", "z"] = "z"
+    evaluators: list[Block] | None = None  # by default retrieval where there is text, else knn (with labels), collapse
+    embedding: Literal["h", "z"] | None = None  # by default z for retrieval, h for pictures alone
+    views: list[str] | None = None  # of pictures alone: views whose vectors are joined; by default the first
     centre: bool = False  # subtract the mean of training embeddings, one a branch, before the cosine
-    protocol: str = "full"
-    select: str = "rsum"  # the validation number whose highest value picks the model that is kept
+    protocol: str = "full"  # of retrieval
+    select: str | None = None  # the validation number whose highest value picks the model that is kept
     batch: Count = 256
 
 
-@dataclass(frozen=True, config=_STRICT_KEYS)
+@dataclass(frozen=True, config=STRICT_KEYS)
 class Recipe:
     """Everything about a run."""
 
@@ -102,8 +127,10 @@ class Recipe:
     schedule: Block
     description: str = ""
     seed: int = 0
+    regularize: RegularizeRecipe | None = None  # variance and covariance terms on top of the objective
     init_from: str | None = None  # a run or model folder whose branches this run starts from
     loader: LoaderRecipe = field(default_factory=LoaderRecipe)
+    parameters: ParametersRecipe = field(default_factory=ParametersRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
@@ -165,7 +192,7 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, not a {type(tree).__name__}")
     for override in overrides:
-        _override(tree, override)
+        set_key(tree, override)
     return recipe_from_tree(tree, str(path))
 
 
@@ -174,7 +201,7 @@ def recipe_from_tree(tree: Mapping[str, Any], source: str) -> Recipe:
     try:
         recipe = TypeAdapter(Recipe).validate_python(tree)
     except pydantic.ValidationError as error:
-        raise RecipeError(f"{source}: {_first_problem(error, Recipe, tree)}") from None
+        raise RecipeError(f"{source}: {first_problem(error, Recipe, tree)}") from None
     for view, branch in recipe.views.items():
         if branch not in recipe.branches:
             raise RecipeError(f"{source}: views.{view}: no branch {branch!r}{nearest(branch, recipe.branches)}")
@@ -194,7 +221,8 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe_tree(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def set_key(tree: dict[str, Any], override: str) -> None:
+    """Set one key of a parsed recipe, in place: `a.b=c`, whose value is YAML. Raises RecipeError naming it."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -216,7 +244,7 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(names) or 'none'}"
 
 
-def _first_problem(error: pydantic.ValidationError, root: Any, tree: Any) -> str:
+def first_problem(error: pydantic.ValidationError, root: Any, tree: Any) -> str:
     """One line for the first thing wrong, unknown keys before all else: they are the cause of most others."""
     problems = sorted(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "unexpected_keyword_argument"))
     problem = problems[0]

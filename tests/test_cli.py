@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jointembed import build
+from jointembed import runs
 from jointembed.cli import main
 from jointembed.errors import JointEmbedError
 
@@ -134,7 +134,7 @@ def test_a_truncated_picture_stops_training_by_name(tiny_recipe: Callable, tiny_
     picture = tiny_data / "images" / "003.jpg"
     picture.write_bytes(picture.read_bytes()[:100])
     with pytest.raises(JointEmbedError, match="003.jpg"):
-        build.train(tiny_recipe(), tmp_path / "run")
+        runs.train(tiny_recipe(), tmp_path / "run")
 
 
 def test_data_get_lists_its_sources(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

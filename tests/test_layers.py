@@ -192,3 +192,11 @@ def test_in_one_process_it_is_plain_batch_norm(name: str) -> None:
     )
     assert plain.keys() == ours.keys()
     assert all(torch.equal(plain[key], ours[key]) for key in plain)
+
+
+def test_a_norm_after_the_last_layer_has_no_affine_parameters() -> None:
+    mlp = MLP(6, widths=[8, 5], norm_last=True)
+    z = mlp(torch.randn(64, 6))
+    torch.testing.assert_close(z.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.std(0, unbiased=False), torch.ones(5), atol=1e-3, rtol=0)
+    assert [tuple(p.shape) for p in mlp.parameters()] == [(8, 6), (8,), (8,), (8,), (5, 8)]

@@ -155,7 +155,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_centres_are_the_means_of_the_vectors(model: JointEmbedding, tiny_recipe: Callable) -> None:
-    data = build.dataset(tiny_recipe(), "train")
+    data = build.caption_data(tiny_recipe(), "train")
     set_centres(model, data, seed=0)
     found = embed_captions(model, data, batch=5)
     assert found.image.mean(dim=0).abs().max() < 1e-5 and found.text.mean(dim=0).abs().max() < 1e-5

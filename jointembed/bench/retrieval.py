@@ -47,9 +47,9 @@ def bench_retrieval(*, images: int = 5000, texts: int = 25000, dimension: int = 
         text[row::captions].mul_(0.1).add_(image, alpha=0.5)
     torch.nn.functional.normalize(text, out=text)
     pairs = np.stack([np.arange(texts) // captions, np.arange(texts)], axis=1)
-    before = _reset_peak()
+    before = reset_peak()
     ranks = retrieval_ranks(image, text, pairs)
-    peak = _peak_mb()
+    peak = peak_mb()
     scores = torch.empty(images, texts)
     sample = np.unique(np.linspace(0, images - 1, min(_SAMPLE, images)).astype(int))
     turns: dict[str, Callable[[], object]] = {
@@ -92,16 +92,17 @@ def _loop(image: np.ndarray, text: np.ndarray, sample: np.ndarray, captions: int
     return np.array(i2t + t2i)
 
 
-def _reset_peak() -> float:
+def reset_peak() -> float:
     """Forget the peak so far, where Linux lets us, and return the resident size in MB."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:  # not Linux: the peak is that of the whole process
-        return _peak_mb()
+        return peak_mb()
     return _status("VmRSS")
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """Largest resident size since `reset_peak`, in MB."""
     if Path("/proc/self/status").exists():
         return _status("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from jointembed.branches.audio import WaveformResNet
 from jointembed.branches.image import TorchvisionEncoder
 from jointembed.branches.text import GRU, BagOfWords, TextTransformer
 from jointembed.branches.transformer import TransformersText, TransformersVision
@@ -14,5 +15,6 @@ ENCODERS: dict[str, type[nn.Module]] = {
     "bag_of_words": BagOfWords,
     "text_transformer": TextTransformer,
     "transformers_text": TransformersText,
+    "waveform_resnet": WaveformResNet,
 }
 EXPANDERS: dict[str, type[nn.Module]] = {"mlp": MLP}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,6 +31,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # no extra classifiers, and no warning
 }
 
 
+ResNetNorm = Literal["batch", "layer"]
+
+
 @cache
 def architectures() -> tuple[str, ...]:
     """Names of all classification models."""
@@ -42,7 +45,10 @@ def architecture(
     *,
     zero_init_residual: bool = False,
     small_input: bool = False,
+    small_stride: int = 1,
     widen: float = 1.0,
+    channels: int = 3,
+    norm: ResNetNorm = "batch",
     image_size: int | None = None,
     patch_size: int | None = None,
     weights: WeightsEnum | None = None,
@@ -52,23 +58,35 @@ def architecture(
     Raises:
         RecipeError: an option that the model does not have.
     """
-    if zero_init_residual or small_input or widen != 1 or image_size is not None or patch_size is not None:
+    if small_stride != 1 and not small_input:
+        raise RecipeError("encoder.small_stride: this is the stride of small_input's stem, which is off")
+    for_resnets = {
+        "zero_init_residual": zero_init_residual,
+        "small_input": small_input,
+        "widen": widen != 1,
+        "channels": channels != 3,
+        "norm": norm != "batch",
+    }
+    if any(for_resnets.values()) or image_size is not None or patch_size is not None:
         with torch.device("meta"):
             kind = type(_make(model, {}))
-        for_resnets = {"zero_init_residual": zero_init_residual, "small_input": small_input, "widen": widen != 1}
         for name, given in for_resnets.items():
             _check_option(name, kind, ResNet, given)
         _check_option("image_size", kind, VisionTransformer, image_size is not None)
         if patch_size is not None and not (kind is VisionTransformer and model in NAMED):
             raise RecipeError(f"encoder.patch_size: {model} has a fixed one")
     arguments: dict[str, Any] = {"zero_init_residual": True} if zero_init_residual else {}
+    arguments |= {"norm_layer": partial(nn.GroupNorm, 1)} if norm == "layer" else {}
     arguments |= {} if image_size is None else {"image_size": image_size}
     arguments |= {} if patch_size is None else {"patch_size": patch_size}
     if weights is not None:
         return _make(model, arguments | {"weights": weights})
-    net = _widened(model, widen, zero_init_residual) if widen != 1 else _make(model, arguments)
+    net = _widened(model, widen, arguments) if widen != 1 else _make(model, arguments)
     if small_input:
-        _small_stem(net)
+        _new_stem(net, channels, size=3, stride=small_stride)
+        net.maxpool = nn.Identity()
+    elif channels != 3:
+        _new_stem(net, channels, size=7, stride=2)
     return net
 
 
@@ -110,11 +128,11 @@ class _WideResNet(ResNet):
         if not hasattr(self, "layer1"):  # the first one: the stem before it is still of the usual width
             self.inplanes = planes
             self.conv1 = nn.Conv2d(3, planes, kernel_size=7, stride=2, padding=3, bias=False)
-            self.bn1 = nn.BatchNorm2d(planes)
+            self.bn1 = self._norm_layer(planes)
         return super()._make_layer(block, planes, blocks, *arguments, **options)
 
 
-def _widened(model: str, widen: float, zero_init_residual: bool) -> nn.Module:
+def _widened(model: str, widen: float, arguments: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
         usual = _make(model, {})
     assert isinstance(usual, ResNet)
@@ -125,14 +143,13 @@ def _widened(model: str, widen: float, zero_init_residual: bool) -> nn.Module:
         widen,
         block,
         [len(stage) for stage in stages],
-        zero_init_residual=zero_init_residual,
         groups=usual.groups,
         width_per_group=usual.base_width,
+        **arguments,
     )
 
 
-def _small_stem(net: nn.Module) -> None:
+def _new_stem(net: nn.Module, channels: int, *, size: int, stride: int) -> None:
     assert isinstance(net, ResNet)
-    net.conv1 = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
+    net.conv1 = nn.Conv2d(channels, net.conv1.out_channels, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    net.maxpool = nn.Identity()

@@ -62,12 +62,13 @@ class Branch(nn.Module):
             DataError: cached representations of another width.
             RecipeError: feature maps of an encoder that has none.
         """
+        levels: tuple[Tensor, ...] = ()
         if isinstance(x, dict) and "h" in x:
-            h, feature_maps = self._cached(x["h"], maps), None
+            h = self._cached(x["h"], maps)
         else:
-            h, feature_maps = self._encoded(x, maps)
+            h, levels = self._encoded(x, maps)
         z = self.expander(h.flatten(0, -2)).unflatten(0, h.shape[:-1]) if h.ndim > 2 else self.expander(h)
-        return Embedding(h, z, feature_maps)
+        return Embedding(h, z, levels[-1] if levels else None, levels or None)
 
     def _cached(self, h: Tensor, maps: bool) -> Tensor:
         if h.shape[-1] != self.width:
@@ -76,19 +77,24 @@ class Branch(nn.Module):
             raise RecipeError("cached representations hold no feature maps; turn data.cache off")
         return h
 
-    def _encoded(self, x: Any, maps: bool) -> tuple[Tensor, Tensor | None]:
+    def _encoded(self, x: Any, maps: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         patches = x.shape[:2] if isinstance(x, Tensor) and x.ndim == 5 else None
         x = x if patches is None else x.flatten(0, 1)
+        encoder = cast(Any, self.encoder)
+        levels: tuple[Tensor, ...] = ()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if not maps:
-                h, feature_maps = self.encoder(x), None
-            elif hasattr(self.encoder, "forward_with_maps"):
-                h, feature_maps = cast(Any, self.encoder).forward_with_maps(x)
+                h = encoder(x)
+            elif hasattr(encoder, "forward_with_levels"):
+                h, levels = encoder.forward_with_levels(x)
+            elif hasattr(encoder, "forward_with_maps"):
+                h, last = encoder.forward_with_maps(x)
+                levels = (last,)
             else:
-                raise RecipeError(f"{type(self.encoder).__name__} gives no feature maps (no forward_with_maps)")
+                raise RecipeError(f"{type(encoder).__name__} gives no feature maps (no forward_with_maps)")
         if patches is None:
-            return h, feature_maps
-        return h.unflatten(0, patches), None if feature_maps is None else feature_maps.unflatten(0, patches)
+            return h, levels
+        return h.unflatten(0, patches), tuple(one.unflatten(0, patches) for one in levels)
 
 
 def _under(name: str, prefixes: tuple[str, ...]) -> bool:

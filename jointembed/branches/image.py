@@ -12,7 +12,7 @@ from torchvision.models import WeightsEnum
 from torchvision.models.resnet import ResNet
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from jointembed.branches.architectures import NAMED, architecture, architectures
+from jointembed.branches.architectures import NAMED, ResNetNorm, architecture, architectures
 from jointembed.branches.weights import encoder_state, load_strictly, read_state
 from jointembed.errors import RecipeError, WeightsError
 
@@ -63,7 +63,10 @@ class TorchvisionEncoder(nn.Module):
             one of the layouts of `weights.LAYOUTS`; None starts from torchvision's initialisation.
         zero_init_residual: ResNets: the last batch norm of each block starts at 0 (Goyal et al. 2017).
         small_input: ResNets: a 3x3 stem of stride 1 without max-pool, for pictures of 32-64 px (SimCLR, appendix B.9).
+        small_stride: of that stem; 2 costs a quarter.
         widen: ResNets: factor on the width of every layer; 2 is the x2 of VICReg and SwAV, .5 the half width of CMC.
+        channels: ResNets: planes of a picture; other than 3 they must be float (CMC: 1 of luminance, 2 of chroma).
+        norm: ResNets: `layer` in place of batch norm normalises each picture, over all channels and places (CPC v2).
         image_size: vision transformers: side of the pictures in px; published positions are interpolated to it.
         patch_size: `vit_tiny_16` and `vit_s_16`: side of a patch in px.
 
@@ -81,7 +84,10 @@ class TorchvisionEncoder(nn.Module):
         weights: str | None = None,
         zero_init_residual: bool = False,
         small_input: bool = False,
+        small_stride: int = 1,
         widen: float = 1.0,
+        channels: int = 3,
+        norm: ResNetNorm = "batch",
         image_size: int | None = None,
         patch_size: int | None = None,
     ) -> None:
@@ -93,7 +99,10 @@ class TorchvisionEncoder(nn.Module):
         options: dict[str, Any] = {
             "zero_init_residual": zero_init_residual,
             "small_input": small_input,
+            "small_stride": small_stride,
             "widen": widen,
+            "channels": channels,
+            "norm": norm,
             "image_size": image_size,
             "patch_size": patch_size,
         }
@@ -103,17 +112,25 @@ class TorchvisionEncoder(nn.Module):
         else:
             net = _pretrained(model, published, options)
         head, self.width = _remove_classifier(net)
+        self.channels = channels
         self.model = net
         self.pixels = Pixels() if published is None else _pixels_of(published)
         if weights is not None and published is None:
             _load_file(net, weights, (head, *AUXILIARY), model, interpolate=image_size is not None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W), uint8 or normalised float, to representations (N, R).
+        """Pictures (N, 3, H, W), uint8 or normalised float, or `channels` float planes, to representations (N, R).
 
         Raises:
-            RecipeError: pictures of a size that this vision transformer was not built for.
+            RecipeError: planes that this encoder was not built for, or pictures of a size that its vision transformer
+                was not.
         """
+        if x.shape[-3] != self.channels or (x.dtype == torch.uint8 and self.channels != 3):
+            kind = "bytes" if x.dtype == torch.uint8 else "floats"
+            raise RecipeError(
+                f"encoder.channels: {x.shape[-3]} planes of {kind} reach an encoder of {self.channels}; "
+                "bytes are pictures of 3"
+            )
         if isinstance(self.model, VisionTransformer) and x.shape[-2:] != (self.model.image_size,) * 2:
             size = "x".join(map(str, x.shape[:-3:-1]))
             raise RecipeError(
@@ -123,17 +140,27 @@ class TorchvisionEncoder(nn.Module):
 
     def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Representations (N, R) and the last feature maps (N, C, H, W) of one pass; a ViT's are its patch tokens."""
-        name = next((name for kind, name in MAPS.items() if isinstance(self.model, kind)), "features")
+        h, levels = self.forward_with_levels(x)
+        return h, levels[-1]
+
+    def forward_with_levels(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Representations, and the maps of a ResNet's last two stages; of other models the last maps alone."""
+        last = next((name for kind, name in MAPS.items() if isinstance(self.model, kind)), "features")
+        names = ["layer3", last] if isinstance(self.model, ResNet) else [last]
         seen: list[Tensor] = []
-        handle = self.model.get_submodule(name).register_forward_hook(lambda _, inputs, output: seen.append(output))
+        handles = [
+            self.model.get_submodule(name).register_forward_hook(lambda _, inputs, output: seen.append(output))
+            for name in names
+        ]
         try:
             h = self(x)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         if isinstance(self.model, VisionTransformer):
             side = self.model.image_size // self.model.patch_size
-            return h, seen[0][:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        return h, seen[0]
+            return h, (seen[0][:, 1:].transpose(1, 2).unflatten(2, (side, side)),)
+        return h, tuple(seen)
 
     def maps(self, x: Tensor) -> Tensor:
         """The last feature maps (N, C, H, W)."""
@@ -156,8 +183,9 @@ def _published(model: str, weights: str) -> WeightsEnum | None:
 
 
 def _pretrained(model: str, published: WeightsEnum, options: dict[str, Any]) -> nn.Module:
-    if options["small_input"] or options["widen"] != 1 or options["patch_size"] is not None:
-        raise WeightsError(f"weights {published.name} of {model} fit neither small_input nor widen nor patch_size")
+    unfit = {"small_input": False, "widen": 1, "channels": 3, "norm": "batch", "patch_size": None}
+    if any(options[name] != usual for name, usual in unfit.items()):
+        raise WeightsError(f"weights {published.name} of {model} fit none of {', '.join(unfit)}")
     try:
         net = architecture(model, **(options | {"image_size": None}), weights=published)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

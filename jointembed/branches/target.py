@@ -4,7 +4,11 @@ from copy import deepcopy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from jointembed import distributed
+from jointembed.branches.branch import Branch
+from jointembed.layers import Embedding
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -34,3 +38,22 @@ def update_target(target: nn.Module, online: nn.Module, momentum: float) -> None
         slow.lerp_(fast, 1 - momentum)
     for kept, current in zip(target.buffers(), online.buffers(), strict=True):
         kept.copy_(current)
+
+
+@torch.no_grad()
+def forward_shuffled(branch: Branch, x: Tensor, maps: bool = False) -> Embedding:
+    """Embed rows that other ranks lent: batch norm of one rank then says nothing of its own queries (MoCo, sec. 3.3).
+
+    Every rank sends its rows (n, ...), takes as many of the shuffled global batch through the branch, and gets the
+    embeddings of its own rows back, in order. With one rank this is `branch(x)`.
+    """
+    if distributed.world() == 1:
+        return branch(x, maps=maps)
+    counts = distributed.row_counts(x)
+    order = distributed.broadcast_object(torch.randperm(sum(counts)))
+    start = sum(counts[: distributed.rank()])
+    own = slice(start, start + len(x))
+    lent = branch(distributed.gather_without_grad(x, counts)[order[own]])
+    back = order.argsort()[own]
+    h, z = (distributed.gather_without_grad(rows, counts)[back] for rows in (lent.h, lent.z))
+    return Embedding(h, z)

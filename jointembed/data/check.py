@@ -1,4 +1,4 @@
-"""Looking a caption data set over before training on it: `jointembed data check`."""
+"""Looking a data set over before training on it: `jointembed data check`."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jointembed.data.records import CaptionData
+from jointembed.data.records import CaptionData, ImageData
 from jointembed.errors import DataError
 
 # What a tokenizer drops or keeps as noise; each is reported with its count and one example.
@@ -62,7 +62,8 @@ class CheckReport:
     n_items: int
     n_captions: int
     captions_per_item: dict[int, int]  # captions -> items that have so many
-    words: Spread  # of a caption
+    per_class: dict[str, int]  # pictures of each class, where there are labels
+    words: Spread | None  # of a caption
     file_bytes: Spread
     total_bytes: int
     n_decoded: int
@@ -82,9 +83,10 @@ class CheckReport:
         """The report, line by line, to be printed."""
         counts = ", ".join(f"{items} with {captions}" for captions, items in self.captions_per_item.items())
         lines = [
-            f"{self.name}: {self.n_pictures} pictures, {self.n_items} items, {self.n_captions} captions",
-            f"captions an item: {counts}",
-            f"words a caption: {self.words}",
+            f"{self.name}: {self.n_pictures} pictures"
+            + (f", {self.n_items} items, {self.n_captions} captions" if self.words else ""),
+            *([f"captions an item: {counts}", f"words a caption: {self.words}"] if self.words else []),
+            *([f"pictures a class: {Spread.of(list(self.per_class.values()))}"] if self.per_class else []),
             f"bytes a picture: {self.file_bytes}; {self.total_bytes} in all",
             f"decoded: {self.n_decoded} of {self.n_pictures} pictures, {len(self.undecodable)} cannot be decoded",
         ]
@@ -100,7 +102,9 @@ class CheckReport:
         return [*lines, f"fingerprint: {self.fingerprint}", "ok" if self.ok else "NOT OK"]
 
 
-def check(data: CaptionData, *, decode: bool = True, limit: int | None = None, workers: int = 1) -> CheckReport:
+def check(
+    data: CaptionData | ImageData, *, decode: bool = True, limit: int | None = None, workers: int = 1
+) -> CheckReport:
     """Count, measure and decode.
 
     Args:
@@ -124,15 +128,17 @@ def check(data: CaptionData, *, decode: bool = True, limit: int | None = None, w
     for look in whole:
         same.setdefault(look.digest, []).append(look.name)
     sizes = [int(size) for size in data.pictures.sizes()]
-    per_item = Counter(len(captions) for captions in data.captions)
+    captions, texts = (data.captions, data.texts) if isinstance(data, CaptionData) else ((), ())
+    per_item = Counter(len(one) for one in captions)
     return CheckReport(
         name=data.name,
         fingerprint=data.fingerprint,
         n_pictures=count,
-        n_items=len(data.captions),
-        n_captions=len(data.texts),
+        n_items=len(captions),
+        n_captions=len(texts),
         captions_per_item=dict(sorted(per_item.items())),
-        words=Spread.of([len(caption.split()) for caption in data.texts]),
+        per_class=_per_class(data),
+        words=Spread.of([len(caption.split()) for caption in texts]) if texts else None,
         file_bytes=Spread.of(sizes),
         total_bytes=sum(sizes),
         n_decoded=len(whole),
@@ -140,9 +146,16 @@ def check(data: CaptionData, *, decode: bool = True, limit: int | None = None, w
         heights=Spread.of([look.height for look in whole]) if whole else None,
         undecodable=tuple(look.error for look in looks if look.error),
         duplicates=tuple(tuple(names) for names in same.values() if len(names) > 1),
-        repeated=sum(times for times in Counter(data.texts).values() if times > 1),
-        odd=_odd(data.texts),
+        repeated=sum(times for times in Counter(texts).values() if times > 1),
+        odd=_odd(texts),
     )
+
+
+def _per_class(data: CaptionData | ImageData) -> dict[str, int]:
+    if isinstance(data, CaptionData) or data.labels is None or data.classes is None:
+        return {}
+    counts = np.bincount(data.labels, minlength=len(data.classes)).tolist()
+    return dict(zip(data.classes, counts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -154,7 +167,7 @@ class _Look:
     error: str = ""
 
 
-def _look(data: CaptionData, number: int) -> _Look:
+def _look(data: CaptionData | ImageData, number: int) -> _Look:
     name = data.pictures.names[number]
     try:
         picture = data.pictures.open(number)

@@ -233,23 +233,26 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """The crop as it is."""
+    """The crop as it is; with `box`, also where it lies in the picture."""
 
     key: str
+    box: bool = False
     random = False
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Its one name."""
-        return (self.key,)
+        """Its name, and that of its box."""
+        return (self.key, f"{self.key}_box") if self.box else (self.key,)
 
     def corners(self) -> tuple[tuple[int, int], ...]:
         """Nothing is drawn."""
         return ()
 
     def __call__(self, x: Tensor, change: Change) -> dict[str, Tensor]:
-        """Bytes (3, size, size)."""
-        return {self.key: x}
+        """Bytes (3, size, size); the box is x, y, width, height in pixels, and 1 where it was flipped, else 0."""
+        if not self.box:
+            return {self.key: x}
+        return {self.key: x, f"{self.key}_box": torch.tensor([*change.place.box, change.flip], dtype=torch.float32)}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Caption data sets through the library `datasets`: parquet, image folders, saved data sets, and the hub."""
+"""Caption and image data sets through the library `datasets`: parquet, image folders, saved data sets, and the hub."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from jointembed.data.captions import clean_caption
+from jointembed.data.labels import number_labels
 from jointembed.data.pictures import open_picture
-from jointembed.data.records import CaptionData
+from jointembed.data.records import CaptionData, ImageData
+from jointembed.data.subsets import choose
 from jointembed.errors import DataError
 
 if TYPE_CHECKING:  # importing `datasets` takes a second; a run on other data does without
@@ -44,9 +46,7 @@ def caption_dataset(
     data = _load(path, split, revision)
     label = f"{path} {split}"
     columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
-    for column in [image_column, *columns, *([id_column] if id_column else [])]:
-        if column not in data.column_names:
-            raise DataError(f"{label}: no column {column!r}; the columns are {', '.join(map(repr, data.column_names))}")
+    _check_columns(data, [image_column, *columns, *([id_column] if id_column else [])], label)
     captions = [
         _row_captions([row[column] for column in columns], f"{label}[{number}]")
         for number, row in enumerate(data.select_columns(columns))
@@ -64,6 +64,55 @@ def caption_dataset(
         captions=tuple(tuple(caption for row in rows for caption in captions[row]) for rows in groups.values()),
         picture_ids=tuple(map(str, groups)),
     )
+
+
+def image_dataset(
+    *,
+    path: str,
+    split: str,
+    image_column: str = "image",
+    label_column: str | None = None,
+    revision: str | None = None,
+    fraction: float | None = None,
+    subset_seed: int = 0,
+) -> ImageData:
+    """Pictures of one split of a data set that `datasets` can load, in the order of its rows.
+
+    Args:
+        path: as in `caption_dataset`; of a folder of pictures, class folders give the column `label`.
+        split: `train`, `test`, ..., also a slice such as `train[:1000]` (not of a saved data set).
+        image_column: pictures, as `datasets.Image` or as bytes.
+        label_column: `datasets.ClassLabel`, whole numbers from 0, or names of classes. None reads pictures alone.
+        revision: commit or tag on the hub; without it results depend on the day.
+        fraction: share of each class to keep; see `jointembed.data.subsets.choose`.
+        subset_seed: of the fraction.
+
+    Raises:
+        DataError: naming the data set and the column or row.
+    """
+    data = _load(path, split, revision)
+    label = f"{path} {split}"
+    _check_columns(data, [image_column, *([label_column] if label_column else [])], label)
+    pictures = DatasetPictures(_pictures(data, image_column, label), split, range(len(data)))
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+    if label_column:
+        values = data[label_column][:]
+        for row, value in enumerate(values):
+            if not isinstance(value, (int, str)) or isinstance(value, bool):
+                raise DataError(
+                    f"{label}[{row}]: {label_column!r} is {ascii(value)[:60]}; expected a whole number or a name"
+                )
+        names = getattr(data.features[label_column], "names", None)
+        labels, classes = number_labels(values, names, source=label, pictures=pictures.names)
+    found = ImageData(label, pictures, labels, classes, picture_ids=tuple(map(str, range(len(data)))))
+    return choose(found, subset=None, fraction=fraction, subset_seed=subset_seed)
+
+
+def _check_columns(data: "Dataset", columns: Iterable[str], label: str) -> None:
+    for column in columns:
+        if column not in data.column_names:
+            raise DataError(f"{label}: no column {column!r}; the columns are {', '.join(map(repr, data.column_names))}")
 
 
 def _load(path: str, split: str, revision: str | None) -> "Dataset":

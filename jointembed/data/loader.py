@@ -1,12 +1,13 @@
 """Which samples make up which batch, on which rank, at which step; all of it a pure function of the step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from jointembed.data.order import Order, epoch_order
 from jointembed.data.samples import Batch, Key
 from jointembed.errors import DataError
 
@@ -39,13 +40,25 @@ class BatchPlan:
 
     Each epoch is one permutation keyed by (seed, epoch), cut into global batches; a rank takes its contiguous part
     of each, so W processes see the very batches that one process sees. Parts differ by at most one sample.
+    `order` gives an epoch's permutation; by default every one of all samples is as likely.
     """
 
     def __init__(
-        self, samples: int, batch: int, *, seed: int, start: int, stop: int, drop_last: bool, rank: int, world: int
+        self,
+        samples: int,
+        batch: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        drop_last: bool,
+        rank: int,
+        world: int,
+        order: Callable[[int], Order] | None = None,
     ) -> None:
         """See the class."""
         self.samples, self.batch, self.seed = samples, batch, seed
+        self.order = order or epoch_order(None, samples, seed)
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
         self.per_epoch = steps_per_epoch(samples, batch, drop_last, world)
 
@@ -53,7 +66,7 @@ class BatchPlan:
         """Batches left."""
         return max(0, self.stop - self.start)
 
-    def keys(self, step: int, order: np.ndarray) -> list[Key]:
+    def keys(self, step: int, order: Order) -> list[Key]:
         """This rank's keys at one step, given the epoch's permutation."""
         epoch, position = divmod(step, self.per_epoch)
         whole = order[position * self.batch : (position + 1) * self.batch]
@@ -62,11 +75,12 @@ class BatchPlan:
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Batches of keys."""
-        known, order = -1, np.empty(0, dtype=np.int64)
+        known = self.start // self.per_epoch
+        order = self.order(known)
         for step in range(self.start, self.stop):
             epoch = step // self.per_epoch
             if epoch != known:
-                known, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+                known, order = epoch, self.order(epoch)
             yield self.keys(step, order)
 
 
@@ -103,6 +117,8 @@ def to_device(value: Any, device: torch.device) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [to_device(item, device) for item in value]
     return value
 
 

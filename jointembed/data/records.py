@@ -4,10 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from jointembed.errors import DataError
 
@@ -24,8 +23,8 @@ class Pictures(Protocol):
         """How many there are."""
         ...
 
-    def open(self, number: int) -> Image.Image:
-        """Decode one picture to RGB; raises DataError naming it."""
+    def open(self, number: int) -> Any:
+        """Decode one to what a view pipeline takes: an RGB picture, or a sound; raises DataError naming it."""
         ...
 
     def sizes(self) -> Sequence[int]:
@@ -91,4 +90,57 @@ class CaptionData:
             digest.update(f"{name}\0{size}\0{item}\n".encode("utf-8", "surrogatepass"))
         for captions in self.captions:
             digest.update(("\0".join(captions) + "\n").encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """I pictures, and of each its class where the data set has classes."""
+
+    name: str
+    pictures: Pictures
+    labels: np.ndarray | None  # (I,) int64, 0 .. C-1
+    classes: tuple[str, ...] | None  # C names; None where there are no labels
+    picture_ids: tuple[str, ...]  # I, as the source names them
+    subset: str | None = None  # SHA-256 of the ids, where the pictures are a chosen part of their data set
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together."""
+        if not len(self.pictures):
+            raise DataError(f"{self.name}: no picture in it")
+        if len(self.pictures) != len(self.picture_ids):
+            raise DataError(f"{self.name}: {len(self.pictures)} pictures and {len(self.picture_ids)} picture ids")
+        if (self.labels is None) != (self.classes is None):
+            raise DataError(f"{self.name}: labels and the names of classes come together")
+        if self.labels is None or self.classes is None:
+            return
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.pictures),):
+            raise DataError(
+                f"{self.name}: {len(self.pictures)} pictures, but labels are {self.labels.dtype} {self.labels.shape}"
+            )
+        if len(set(self.classes)) < len(self.classes):
+            raise DataError(f"{self.name}: two classes have one name")
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        if len(outside):
+            first = outside[0]
+            raise DataError(
+                f"{self.name}: picture {self.picture_ids[first]} has label {self.labels[first]}, of "
+                f"{len(self.classes)} classes"
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of names and encoded sizes: all that a run without labels depends on."""
+        digest = hashlib.sha256()
+        for name, size in zip(self.pictures.names, self.pictures.sizes(), strict=True):
+            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    @cached_property
+    def label_fingerprint(self) -> str | None:
+        """SHA-256 of classes and labels; None without them."""
+        if self.labels is None or self.classes is None:
+            return None
+        digest = hashlib.sha256("".join(f"{name}\0" for name in self.classes).encode("utf-8", "surrogatepass"))
+        digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()

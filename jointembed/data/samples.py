@@ -1,4 +1,4 @@
-"""From pictures and captions to batches: what one sample of a run is.
+"""From pictures, captions and labels to batches: what one sample of a run is.
 
 A sample is drawn by a key (epoch, index). Everything random in it comes from (seed, epoch, index) alone, so that
 the same sample is the same tensor in any worker, on any rank, before and after a resume.
@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jointembed.data.records import CaptionData
+from jointembed.data.order import Layout, layout_of, regrouped
+from jointembed.data.records import CaptionData, ImageData
 from jointembed.data.tokens import Tokens, pad
 
 Batch = dict[str, Any]
@@ -32,8 +33,8 @@ class PictureView(Protocol):
         """Whether it draws random numbers."""
         ...
 
-    def __call__(self, picture: Image.Image) -> dict[str, Tensor]:
-        """One tensor a view."""
+    def __call__(self, picture: Any, /) -> dict[str, Tensor]:
+        """One tensor a view; of a sound where the data set holds sounds."""
         ...
 
 
@@ -64,11 +65,12 @@ class CaptionSamples:
     Args:
         data: pictures and captions.
         image: view pipeline of the pictures.
-        tokens: tokenizer of the captions; all captions are tokenised once, here.
+        tokens: tokenizer of the captions; all captions are tokenised once, here, unless `ids` has them.
         captions: `random`: an epoch shows each picture once, with one of its captions; `all`: each caption once.
         seed: of the run.
         cached: representations (I, R) in place of pictures, given to the view as `{"h": ...}`.
         cached_text: representations (T, R) in place of captions.
+        ids: token numbers of all captions, where they are known (`token_cache`).
     """
 
     def __init__(
@@ -80,11 +82,12 @@ class CaptionSamples:
         seed: int,
         cached: Tensor | None = None,
         cached_text: Tensor | None = None,
+        ids: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Tokenise and index."""
         self.data, self.image, self.captions, self.seed = data, image, captions, seed
         self.cached, self.cached_text = cached, cached_text
-        self.ids = tokens.encode(data.texts)
+        self.ids = tokens.encode(data.texts) if ids is None else ids
         counts = [len(one) for one in data.captions]
         self.first_text = np.concatenate([[0], np.cumsum(counts)])
         order = np.argsort(data.item, kind="stable")
@@ -96,6 +99,15 @@ class CaptionSamples:
     def __len__(self) -> int:
         """Samples an epoch."""
         return len(self.index)
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the samples lie on disk; None where any order costs the same."""
+        layout = layout_of(self.data.pictures)
+        if self.captions == "random" or layout is None:
+            return layout
+        counts = [len(self.data.captions[item]) for item in self.data.item]  # in shards, an item is one picture
+        return regrouped(layout, np.asarray(counts))
 
     def pick(self, key: Key) -> tuple[int, int, int]:
         """Picture, caption and item of one sample."""
@@ -140,3 +152,47 @@ class CaptionSamples:
     def describe(self, keys: Sequence[Key]) -> list[str]:
         """Name of each sample's picture, for messages."""
         return [self.data.pictures.names[self.pick(key)[0]] for key in keys]
+
+
+class ImageSamples:
+    """Training samples of an image data set: every view of a picture, all drawn from one decode.
+
+    Args:
+        data: pictures, with or without labels.
+        image: view pipeline of the pictures; a view is any tensor whose shape is the same for every picture.
+        seed: of the run.
+    """
+
+    def __init__(self, data: ImageData, image: PictureView, seed: int) -> None:
+        """Keep them."""
+        self.data, self.image, self.seed = data, image, seed
+        self.label = None if data.labels is None else torch.tensor(data.labels)
+
+    def __len__(self) -> int:
+        """Samples an epoch: the pictures."""
+        return len(self.data.pictures)
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the samples lie on disk; None where any order costs the same."""
+        return layout_of(self.data.pictures)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """A whole batch, collated: every view, `index`, `item` and, where there are labels, `label`, all (N,)."""
+        index = torch.tensor([number for _, number in keys])
+        batch: Batch = {"index": index, "item": index.clone()}
+        if self.label is not None:
+            batch["label"] = self.label[index]
+        drawn = [
+            draw_view(self.image, self.data.pictures.open(key[1]), sample_seed(self.seed, *key, stream=1))
+            for key in keys
+        ]
+        return batch | {view: torch.stack([views[view] for views in drawn]) for view in self.image.views}
+
+    def __getitem__(self, key: Key) -> Batch:
+        """A batch of one."""
+        return self.__getitems__([key])
+
+    def describe(self, keys: Sequence[Key]) -> list[str]:
+        """Name of each sample's picture, for messages."""
+        return [self.data.pictures.names[number] for _, number in keys]

@@ -7,7 +7,7 @@ import tarfile
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,7 +21,9 @@ MAX_BYTES = 1 << 28  # of one member: a few kB of zip can declare gigabytes
 _BLOCK = 512  # bytes, of a tar archive
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
+    """Where a member of an archive lies."""
+
     archive: Path
     stored: str  # its name in the archive, perhaps with `./` before it
     offset: int  # of its first byte; of its header in a zip
@@ -29,16 +31,25 @@ class _Member(NamedTuple):
 
 
 class _PictureArchive(ABC):
-    """Pictures by the names of archive members. Open files belong to one process and are never pickled."""
+    """Pictures by the names of archive members. Open files belong to one process and are never pickled.
 
-    def __init__(self, index: Mapping[str, _Member], members: Sequence[str] | None, label: str) -> None:
-        names = members if members is not None else [name for name in index if _is_picture(name)]
+    Attributes:
+        names: of the pictures.
+        folders: that the archive has entries for.
+    """
+
+    def __init__(
+        self, index: Mapping[str, Member], folders: Iterable[str], members: Sequence[str] | None, label: str
+    ) -> None:
+        self.folders = frozenset(folders)
+        names = members if members is not None else [name for name in index if is_picture(name)]
         self.names: Sequence[str] = tuple(name.removeprefix("./") for name in names)
         if len(set(self.names)) < len(self.names):
             raise DataError(f"{label}: {_first_twice(self.names)!r} is named twice among the pictures")
         missing = next((name for name in self.names if name not in index), None)
         if missing is not None:
             raise DataError(f"{label}: no member {missing!r} in it")
+        self._others = {name: member for name, member in index.items() if not is_picture(name)}
         self._members = [index[name] for name in self.names]
         for name, member in zip(self.names, self._members, strict=True):
             if member.size > MAX_BYTES:
@@ -55,15 +66,30 @@ class _PictureArchive(ABC):
         Raises:
             DataError: naming archive and member, where it cannot be read or is no picture.
         """
-        name, member = self.names[number], self._members[number]
+        member = self._members[number]
+        label = f"{member.archive}: {self.names[number]}"
+        return open_picture(self._read_checked(member, label), name=label)
+
+    @property
+    def other_names(self) -> Sequence[str]:
+        """Names of the members that are no pictures; none in another process, to which they are not sent."""
+        return tuple(self._others)
+
+    def read_other(self, name: str) -> bytes:
+        """Content of a member that is no picture. Raises DataError naming archive and member."""
+        member = self._others[name]
         label = f"{member.archive}: {name}"
+        if member.size > MAX_BYTES:
+            raise DataError(f"{label}: has {member.size} bytes; at most {MAX_BYTES} are read")
+        return self._read_checked(member, label)
+
+    def _read_checked(self, member: Member, label: str) -> bytes:
         try:
-            data = self._read(member)
+            return self._read(member)
         except FileNotFoundError:
             raise DataError(f"{label}: the archive is gone") from None
         except Exception as error:  # on damaged members decompressors raise anything: zlib.error, LZMAError ...
             raise DataError(f"{label}: cannot be read ({error})") from None
-        return open_picture(data, name=label)
 
     def sizes(self) -> Sequence[int]:
         """Bytes of each encoded picture, as unpacked."""
@@ -71,7 +97,7 @@ class _PictureArchive(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the open files: another process opens its own."""
-        return self.__dict__ | {"_files": None}
+        return self.__dict__ | {"_files": None, "_others": {}}
 
     def _own(self) -> "_Files":
         """This process's open files; those inherited from a parent share its position and are left alone."""
@@ -80,7 +106,7 @@ class _PictureArchive(ABC):
         return self._files
 
     @abstractmethod
-    def _read(self, member: _Member) -> bytes: ...
+    def _read(self, member: Member) -> bytes: ...
 
 
 class _Files:
@@ -115,14 +141,17 @@ class PictureTar(_PictureArchive):
                 file, a name that is absolute or has `..` in it, a name twice, a picture that is not there.
         """
         paths = [Path(path)] if isinstance(path, Path | str) else [Path(one) for one in path]
-        index: dict[str, _Member] = {}
+        index: dict[str, Member] = {}
+        folders: set[str] = set()
         for archive in paths:
-            for name, member in _index_tar(archive):
+            files, found = index_tar(archive)
+            folders |= found
+            for name, member in files:
                 if index.setdefault(name, member) is not member:
                     raise DataError(f"{archive}: {name!r} is there twice, first in {index[name].archive}")
-        super().__init__(index, members, ", ".join(map(str, paths)) or "tar shards")
+        super().__init__(index, folders, members, ", ".join(map(str, paths)) or "tar shards")
 
-    def _read(self, member: _Member) -> bytes:
+    def _read(self, member: Member) -> bytes:
         files = self._own()
         with files.lock:
             if member.archive not in files.tars:
@@ -152,9 +181,10 @@ class PictureZip(_PictureArchive):
             DataError: naming archive and member: not a zip, cut short, a link, an encrypted member, a name that is
                 absolute or has `..` in it, a name twice, a picture that is not there.
         """
-        super().__init__(dict(_index_zip(Path(path))), members, str(path))
+        files, folders = _index_zip(Path(path))
+        super().__init__(files, folders, members, str(path))
 
-    def _read(self, member: _Member) -> bytes:
+    def _read(self, member: Member) -> bytes:
         files = self._own()
         with files.lock:
             if member.archive not in files.zips:
@@ -165,17 +195,23 @@ class PictureZip(_PictureArchive):
         return data
 
 
-def _index_tar(archive: Path) -> list[tuple[str, _Member]]:
-    found = []
+def index_tar(archive: Path) -> tuple[list[tuple[str, Member]], set[str]]:
+    """Files of a tar in their order, and the folders that have an entry of their own.
+
+    Raises:
+        DataError: as `PictureTar`, but for the pictures.
+    """
+    found, folders = [], set()
     try:
         with tarfile.open(archive, "r:") as tar:
             for info in tar:
                 name = _checked_name(archive, info.name)
                 if info.isdir():
+                    folders.add(name)
                     continue
                 if not info.isreg() or info.issparse():
                     raise DataError(f"{archive}: {name!r} is a {_kind(info)}; expected plain files")
-                found.append((name, _Member(archive, info.name, info.offset_data, info.size)))
+                found.append((name, Member(archive, info.name, info.offset_data, info.size)))
             end = tar.offset
         with open(archive, "rb") as file:  # `tarfile` takes a damaged header for the end: look whether it is one
             file.seek(end)
@@ -185,7 +221,7 @@ def _index_tar(archive: Path) -> list[tuple[str, _Member]]:
         raise DataError(f"{archive}: no such file") from None
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{archive}: not an uncompressed tar archive, or a damaged one ({error})") from None
-    return found
+    return found, folders
 
 
 def _kind(info: tarfile.TarInfo) -> str:
@@ -194,8 +230,10 @@ def _kind(info: tarfile.TarInfo) -> str:
     return "device" if info.isdev() else "sparse file" if info.issparse() else f"member of type {info.type!r}"
 
 
-def _index_zip(archive: Path) -> list[tuple[str, _Member]]:
-    found: dict[str, _Member] = {}
+def _index_zip(archive: Path) -> tuple[dict[str, Member], set[str]]:
+    """Files in their order, and the folders that have an entry of their own."""
+    found: dict[str, Member] = {}
+    folders: set[str] = set()
     try:
         with zipfile.ZipFile(archive) as file:
             infos = file.infolist()
@@ -206,6 +244,7 @@ def _index_zip(archive: Path) -> list[tuple[str, _Member]]:
     for info in infos:
         name = _checked_name(archive, info.filename)
         if info.is_dir():
+            folders.add(name.rstrip("/"))
             continue
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
             raise DataError(f"{archive}: {name!r} is a link or a device; expected plain files")
@@ -213,8 +252,8 @@ def _index_zip(archive: Path) -> list[tuple[str, _Member]]:
             raise DataError(f"{archive}: {name!r} is encrypted")
         if name in found:
             raise DataError(f"{archive}: {name!r} is there twice")
-        found[name] = _Member(archive, info.filename, info.header_offset, info.file_size)
-    return list(found.items())
+        found[name] = Member(archive, info.filename, info.header_offset, info.file_size)
+    return found, folders
 
 
 def _checked_name(archive: Path, name: str) -> str:
@@ -224,7 +263,8 @@ def _checked_name(archive: Path, name: str) -> str:
     return name.removeprefix("./")
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a member's name ends as pictures' do, and is not hidden."""
     return name.lower().endswith(SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -138,17 +138,19 @@ def pair(
     solarize: list[float],
     operations: int,
     magnitude: float,
+    boxes: bool,
 ) -> Views:
     """`view1`, `view2`: two random resized crops; `blur` and `solarize` have one probability a view.
 
-    `operations` of RandAugment at `magnitude` (0 to 10) follow the blur.
+    `operations` of RandAugment at `magnitude` (0 to 10) follow the blur. `boxes` adds `view1_box`, `view2_box` (5,),
+    where in the picture the views lie and whether they are flipped.
     """
     _pair_of(blur, "blur")
     _pair_of(solarize, "solarize")
     return Views(
         [
             Crop(
-                Whole(f"view{number + 1}"),
+                Whole(f"view{number + 1}", boxes),
                 size,
                 Area(scale, ratio),
                 interpolation,
@@ -240,15 +242,42 @@ def jigsaw(
     grey: float,
 ) -> Views:
     """`view1` and `patches` (9, 3, h, h): one patch at random in each cell of a 3 x 3 grid, in random order."""
-    cell = patch_source // 3
-    grid = Patches("patches", 3, patch_size, cell, cell - patch_size, shuffle=True)
-    colour = Colour(jitter, jitter_p, grey, flip=flip)
-    return Views(
-        [
-            Crop(Whole("view1"), size, Area(scale), interpolation, colour),
-            Crop(grid, patch_source, Area(patch_scale), interpolation, Colour(flip=flip)),
-        ]
-    )
+    crop = Crop(Whole("view1"), size, Area(scale), interpolation, Colour(jitter, jitter_p, grey, flip=flip))
+    return Views([crop, _jigsaw_crop(patch_size, patch_source, patch_scale, interpolation, flip)])
+
+
+def _jigsaw_crop(size: int, source: int, scale: list[float], interpolation: Interpolation, flip: float) -> Crop:
+    cell = source // 3
+    grid = Patches("patches", 3, size, cell, cell - size, shuffle=True)
+    return Crop(grid, source, Area(scale), interpolation, Colour(flip=flip))
+
+
+def pair_and_jigsaw(
+    *,
+    size: int,
+    scale: list[float],
+    ratio: list[float],
+    interpolation: Interpolation,
+    flip: float,
+    jitter: list[float],
+    jitter_p: float,
+    grey: float,
+    blur: list[float],
+    sigma: list[float],
+    solarize: list[float],
+    operations: int,
+    magnitude: float,
+    boxes: bool,
+    patch_size: int,
+    patch_source: int,
+    patch_scale: list[float],
+) -> Views:
+    """What `pair` gives, and `patches` (9, 3, h, h) as in `jigsaw`."""
+    two = pair(
+        size=size, scale=scale, ratio=ratio, interpolation=interpolation, flip=flip, jitter=jitter, jitter_p=jitter_p,
+        grey=grey, blur=blur, sigma=sigma, solarize=solarize, operations=operations, magnitude=magnitude, boxes=boxes,
+    )  # fmt: skip
+    return Views([*two.crops, _jigsaw_crop(patch_size, patch_source, patch_scale, interpolation, flip)])
 
 
 def patch_grid(
@@ -292,13 +321,16 @@ def _pair_of(values: Sequence[float], name: str) -> None:
 # -- the table ------------------------------------------------------------------------------------------------------
 
 
-def row(builder: Callable[..., Views], **defaults: Any) -> Callable[..., Views]:
+Pipeline = TypeVar("Pipeline")
+
+
+def row(builder: Callable[..., Pipeline], **defaults: Any) -> Callable[..., Pipeline]:
     """A builder with default values for its parameters, which its signature shows."""
     signature = inspect.signature(builder)
     assert set(defaults) == set(signature.parameters), set(defaults) ^ set(signature.parameters)
 
     @functools.wraps(builder)
-    def build(**chosen: Any) -> Views:
+    def build(**chosen: Any) -> Pipeline:
         signature.bind(**(defaults | chosen))
         return builder(**(defaults | chosen))
 
@@ -310,12 +342,14 @@ def row(builder: Callable[..., Views], **defaults: Any) -> Callable[..., Views]:
 _CROP = {"size": 224, "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3], "interpolation": "bilinear", "flip": 0.5}
 _PAIR = _CROP | {
     "jitter": [0.4, 0.4, 0.4, 0.1], "jitter_p": 0.8, "grey": 0.2, "blur": [0.5, 0.5], "sigma": [0.1, 2.0],
-    "solarize": [0.0, 0.0], "operations": 0, "magnitude": 10.0,
+    "solarize": [0.0, 0.0], "operations": 0, "magnitude": 10.0, "boxes": False,
 }  # fmt: skip
 _BYOL = _PAIR | {
     "interpolation": "bicubic", "jitter": [0.4, 0.4, 0.2, 0.1], "blur": [1.0, 0.1], "solarize": [0.0, 0.2],
 }  # fmt: skip
 _STRONG = {"jitter": [0.8, 0.8, 0.8, 0.2]}
+_INFOMIN = _PAIR | _STRONG | {"scale": [0.2, 1.0], "operations": 2}
+_PATCHES = {"patch_size": 64, "patch_source": 255, "patch_scale": [0.6, 1.0]}
 _SWAV = {
     "sizes": [224, 96], "counts": [2, 6], "scales": [[0.14, 1.0], [0.05, 0.14]], "ratio": [3 / 4, 4 / 3],
     "interpolation": "bilinear", "flip": 0.5, "jitter": [0.8, 0.8, 0.8, 0.2], "jitter_p": 0.8, "grey": 0.2,
@@ -330,13 +364,15 @@ VIEWS: dict[str, Callable[..., Views]] = {
     ),
     "vicreg": row(pair, **_BYOL),
     "vicreg_symmetric": row(pair, **_BYOL | {"blur": [0.5, 0.5], "solarize": [0.1, 0.1]}),
+    "vicregl": row(pair, **_BYOL | {"boxes": True}),
     "byol": row(pair, **_BYOL),
     "simclr": row(pair, **_PAIR | _STRONG),
     "moco_v1": row(
         pair, **_PAIR | {"scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.4], "jitter_p": 1.0, "blur": [0.0, 0.0]}
     ),
     "moco_v2": row(pair, **_PAIR | {"scale": [0.2, 1.0]}),
-    "infomin": row(pair, **_PAIR | _STRONG | {"scale": [0.2, 1.0], "operations": 2}),
+    "infomin": row(pair, **_INFOMIN),
+    "infomin_jigsaw": row(pair_and_jigsaw, **_INFOMIN | _PATCHES),
     "swav": row(multi_crop, **_SWAV | {"sizes": [224], "counts": [2], "scales": [[0.14, 1.0]]}),
     "multi_crop": row(multi_crop, **_SWAV),
     "obow": row(
@@ -345,8 +381,8 @@ VIEWS: dict[str, Callable[..., Views]] = {
         jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.8, grey=0.2, blur=0.5, sigma=[0.1, 2.0],
     ),
     "pirl": row(
-        jigsaw, size=224, scale=[0.08, 1.0], patch_size=64, patch_source=255, patch_scale=[0.6, 1.0],
-        interpolation="bilinear", flip=0.5, jitter=[0.4, 0.4, 0.4, 0.4], jitter_p=1.0, grey=0.2,
+        jigsaw, **_PATCHES, size=224, scale=[0.08, 1.0], interpolation="bilinear", flip=0.5,
+        jitter=[0.4, 0.4, 0.4, 0.4], jitter_p=1.0, grey=0.2,
     ),
     "cpc": row(
         patch_grid, size=256, scale=[0.3, 1.0], patch_size=64, stride=32, interpolation="bilinear", flip=0.5,

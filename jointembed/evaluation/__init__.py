@@ -1,1 +1,5 @@
-"""Honest numbers: embeddings in, named floats out."""
+"""Honest numbers: embeddings in, named floats out; evaluators by the name that a recipe gives them."""
+
+from jointembed.evaluation.evaluators import KNN, Classifier, Collapse, Linear, Retrieval
+
+EVALUATORS = {"retrieval": Retrieval, "knn": KNN, "linear": Linear, "classifier": Classifier, "collapse": Collapse}

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -130,20 +130,51 @@ def retrieval_ranks(
     _check_embeddings(image, text)
     if block is not None and block < 1:
         raise EvaluationError(f"block is {block}; it must be at least 1 image")
-    i2t = check_pairs(positives, len(image), len(text))
-    t2i = i2t if t2i_positives is None else check_pairs(t2i_positives, len(image), len(text))
-    codes, where = np.unique(np.concatenate([i2t, t2i]) @ np.array([len(text), 1]), return_inverse=True)
-    pairs = np.stack(np.divmod(codes, len(text)), axis=1)
+    truth = check_truth(positives, t2i_positives, len(image), len(text), missing, image_item, text_item)
+    found = count_scores(image, text, truth.pairs, truth.of_images, truth.of_texts, normalize=normalize, block=block)
+    return ranks_of(found, truth, wanted)
+
+
+class Truth(NamedTuple):
+    """Which images and texts belong together, checked; directions may have been judged apart."""
+
+    pairs: np.ndarray  # (P, 2) int64 image and text, none of them twice
+    of_images: np.ndarray  # (P,) bool, positives where an image is the query
+    of_texts: np.ndarray  # (P,) bool, positives where a text is the query
+    positives: tuple[np.ndarray, np.ndarray]  # (I,) and (T,) how many each query has
+    items: tuple[np.ndarray, np.ndarray]  # (I,) and (T,) clusters of the bootstrap
+
+
+def check_truth(
+    positives: np.ndarray | Tensor | Sequence[Sequence[int]],
+    t2i_positives: np.ndarray | Tensor | None,
+    n_images: int,
+    n_texts: int,
+    missing: str,
+    image_item: np.ndarray | Tensor | None,
+    text_item: np.ndarray | Tensor | None,
+) -> Truth:
+    """Check what `retrieval_ranks` is told of I images and T texts. Raises EvaluationError as it does."""
+    i2t = check_pairs(positives, n_images, n_texts)
+    t2i = i2t if t2i_positives is None else check_pairs(t2i_positives, n_images, n_texts)
+    codes, where = np.unique(np.concatenate([i2t, t2i]) @ np.array([n_texts, 1]), return_inverse=True)
+    pairs = np.stack(np.divmod(codes, n_texts), axis=1)
     of_images, of_texts = np.zeros(len(pairs), dtype=bool), np.zeros(len(pairs), dtype=bool)
     of_images[where[: len(i2t)]] = True
     of_texts[where[len(i2t) :]] = True
-    n_positives = np.bincount(i2t[:, 0], minlength=len(image)), np.bincount(t2i[:, 1], minlength=len(text))
+    n_positives = np.bincount(i2t[:, 0], minlength=n_images), np.bincount(t2i[:, 1], minlength=n_texts)
     for side, counts in zip(("image", "text"), n_positives, strict=True):
         _check_answerable(side, counts, missing)
-    items = _items(pairs, len(image), len(text), image_item, text_item)
-    found = count_scores(image, text, pairs, of_images, of_texts, normalize=normalize, block=block)
-    i2t_ranks = _query_ranks(found[0], n_positives[0], items[0], len(text))
-    return RetrievalRanks(i2t_ranks, _query_ranks(found[1], n_positives[1], items[1], len(image)), wanted)
+    return Truth(pairs, of_images, of_texts, n_positives, _items(pairs, n_images, n_texts, image_item, text_item))
+
+
+def ranks_of(found: tuple[Counts, Counts], truth: Truth, k: tuple[int, ...]) -> RetrievalRanks:
+    """Ranks in both directions, from the counts of the images and of the texts."""
+    sizes = [len(one) for one in truth.positives]
+    i2t, t2i = (
+        _query_ranks(found[side], truth.positives[side], truth.items[side], sizes[1 - side]) for side in range(2)
+    )
+    return RetrievalRanks(i2t, t2i, k)
 
 
 def _query_ranks(counts: Counts, positives: np.ndarray, item: np.ndarray, candidates: int) -> QueryRanks:

@@ -127,13 +127,13 @@ def merge_equal(side: str, given: Matrix, *, normalize: bool) -> Merged:
                 raise EvaluationError(f"{side} embeddings: row {first + row} holds {value}; every value must be finite")
             norms[first : first + _CHUNK] = norm
         # Most rows already differ in their first four numbers; only the others are digested whole.
-        head = _scaled(given[:, :4], norms, normalize).cpu().numpy()
+        head = scaled(given[:, :4], norms, normalize).cpu().numpy()
         _, group, size = np.unique(head.view(f"V{head[0].nbytes}").ravel(), return_inverse=True, return_counts=True)
         key: list[bytes | int] = list(range(len(given)))
         shared = np.flatnonzero(size[group] > 1)
         for some in np.split(shared, range(_CHUNK, len(shared), _CHUNK)):
             at = _index(given, some)
-            for n, row in zip(some, _scaled(given[at], norms[at], normalize).cpu().numpy(), strict=True):
+            for n, row in zip(some, scaled(given[at], norms[at], normalize).cpu().numpy(), strict=True):
                 key[n] = hashlib.blake2b(row, digest_size=16).digest()
     seen: dict[bytes | int, int] = {}
     number = np.fromiter((seen.setdefault(one, len(seen)) for one in key), np.int64, len(key))
@@ -154,7 +154,7 @@ def make_rows(given: Matrix, merged: Merged, order: np.ndarray, device: torch.de
     with _one_thread():
         for first in range(0, len(order), _CHUNK):
             at = _index(given, chosen[first : first + _CHUNK])
-            values[first : first + _CHUNK] = _scaled(given[at], merged.norm[at], merged.normalize)
+            values[first : first + _CHUNK] = scaled(given[at], merged.norm[at], merged.normalize)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     row = place[merged.number]
@@ -172,7 +172,7 @@ def _index(given: Matrix, rows: np.ndarray) -> Any:
     return torch.from_numpy(rows).to(given.device) if isinstance(given, Tensor) else rows
 
 
-def _scaled(rows: Matrix, norm: Tensor, normalize: bool) -> Tensor:
+def scaled(rows: Matrix, norm: Tensor, normalize: bool) -> Tensor:
     """Float32 rows as they are multiplied. Adding zero turns -0.0 into 0.0, so that equal rows have equal bytes."""
     values = _float32(rows)
     if normalize:

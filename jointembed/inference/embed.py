@@ -21,6 +21,7 @@ from jointembed.data.records import CaptionData
 from jointembed.data.samples import PictureView
 from jointembed.errors import WeightsError
 from jointembed.model import JointEmbedding, autocast
+from jointembed.objectives.objective import EpochEmbeddings
 
 Precision = Literal["fp32", "bf16"]
 
@@ -80,7 +81,7 @@ def embed_captions(
         cached: representations (I, R) in place of pictures.
         cached_text: representations (T, R) in place of captions.
     """
-    key, view = "image", model.image
+    key, view = model.image_view, model.image
 
     def images(numbers: list[int]) -> Tensor:
         if cached is not None:
@@ -88,7 +89,7 @@ def embed_captions(
         if view is None:
             raise WeightsError("this model has no picture pipeline; it cannot embed pictures")
         batches = picture_batches(view, data.pictures, numbers, batch=batch, workers=workers)
-        return _in_evaluation_mode(model, lambda: _rows(model, key, batches, precision))
+        return _in_evaluation_mode(model, lambda: _rows(model, key, (one[view.views[0]] for one in batches), precision))
 
     def texts(numbers: list[int]) -> Tensor:
         if cached_text is not None:
@@ -100,6 +101,65 @@ def embed_captions(
         return torch.as_tensor(rows)
 
     return RetrievalEmbeddings(shared_out(len(data.pictures), images), shared_out(len(data.texts), texts))
+
+
+def embed_pictures(
+    model: JointEmbedding,
+    pictures: Openable,
+    view: PictureView,
+    views: Sequence[str],
+    *,
+    batch: int = 256,
+    precision: Precision = "fp32",
+    workers: int = 0,
+) -> Tensor:
+    """Vectors of every picture, each once, those of several views side by side: (I, sum of widths) on every rank.
+
+    Args:
+        model: used in evaluation mode; its mode is restored.
+        pictures: a picture is whatever the pipeline takes.
+        view: the pipeline; a view of the model that it does not give is fed its first one.
+        views: of the model.
+        batch: rows through a branch at once.
+        precision: of the branches.
+        workers: processes that decode.
+    """
+    keys = {name: name if name in view.views else view.views[0] for name in views}
+
+    @torch.inference_mode()
+    def rows_of(numbers: list[int]) -> Tensor:
+        rows = []
+        for part in picture_batches(view, pictures, numbers, batch=batch, workers=workers):
+            moved = to_device(part, model.device)
+            with autocast(model.device, precision):
+                rows.append(torch.cat([model.vectors(name, moved[key]) for name, key in keys.items()], dim=1).cpu())
+        return torch.cat(rows) if rows else torch.zeros(0, sum(model.width(name) for name in views))
+
+    return _in_evaluation_mode(model, lambda: shared_out(len(pictures), rows_of))
+
+
+def embed_epoch(
+    model: JointEmbedding, pictures: Openable, view: PictureView, *, batch: int, precision: Precision, workers: int
+) -> EpochEmbeddings:
+    """This rank's part of the training set, every W-th picture, through the branch of the first view."""
+    branch = model.branch(next(iter(model.views)))
+    numbers = list(range(distributed.rank(), len(pictures), distributed.world()))
+
+    @torch.inference_mode()
+    def parts() -> tuple[Tensor, Tensor]:
+        found = []
+        for part in picture_batches(view, pictures, numbers, batch=batch, workers=workers):
+            with autocast(model.device, precision):
+                found.append(branch(to_device(part[view.views[0]], model.device)))
+        return torch.cat([one.h.float() for one in found]), torch.cat([one.z.float() for one in found])
+
+    was_training = model.training
+    model.eval()
+    try:
+        h, z = parts()
+    finally:
+        model.train(was_training)
+    return EpochEmbeddings(torch.tensor(numbers, device=h.device), h.clone(), z.clone())
 
 
 def shared_out(count: int, rows_of: Callable[[list[int]], Tensor]) -> Tensor:
@@ -115,21 +175,21 @@ def shared_out(count: int, rows_of: Callable[[list[int]], Tensor]) -> Tensor:
     return whole
 
 
-class _Decoded(Dataset[Tensor]):
+class _Decoded(Dataset[dict[str, Tensor]]):
     def __init__(self, view: PictureView, pictures: Openable, numbers: Sequence[int]) -> None:
         self.view, self.pictures, self.numbers = view, pictures, numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, position: int) -> Tensor:
-        return self.view(self.pictures.open(self.numbers[position]))[self.view.views[0]]
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return self.view(self.pictures.open(self.numbers[position]))
 
 
 def picture_batches(
     view: PictureView, pictures: Openable, numbers: Sequence[int], *, batch: int, workers: int
-) -> Iterable[Tensor]:
-    """The first view of these pictures in batches (N, 3, H, W), decoded by worker processes."""
+) -> Iterable[dict[str, Tensor]]:
+    """The views of these pictures in batches (N, ...), decoded by worker processes."""
     return DataLoader(
         _Decoded(view, pictures, numbers), batch_size=batch, num_workers=workers, generator=torch.Generator()
     )
@@ -170,8 +230,9 @@ def set_centres(
 ) -> None:
     """Set each view's centre to the mean of its vectors over (a seeded sample of) the training data."""
     rng = np.random.default_rng([seed, 7])
+    image_view = model.image_view
     with torch.no_grad():
-        for view in ("image", "text"):
+        for view in (image_view, "text"):
             model.get_buffer(f"centre_{view}").zero_()
     pictures = np.sort(rng.permutation(len(data.pictures))[:limit]).tolist()
     texts = np.sort(rng.permutation(len(data.texts))[:limit]).tolist()
@@ -186,7 +247,7 @@ def set_centres(
         cached_text=None if cached_text is None else cached_text[texts],
     )
     with torch.no_grad():
-        model.get_buffer("centre_image").copy_(rows.image.mean(dim=0))
+        model.get_buffer(f"centre_{image_view}").copy_(rows.image.mean(dim=0))
         model.get_buffer("centre_text").copy_(rows.text.mean(dim=0))
 
 
@@ -257,7 +318,7 @@ def frozen_image_rows(
     @torch.inference_mode()
     def rows_of(numbers: list[int]) -> Tensor:
         batches = picture_batches(view, data.pictures, numbers, batch=batch, workers=workers)
-        rows = [branch.encoder(pictures.to(model.device)).float().cpu() for pictures in batches]
+        rows = [branch.encoder(part[view.views[0]].to(model.device)).float().cpu() for part in batches]
         return torch.cat(rows) if rows else torch.zeros(0, branch.width)
 
     return lambda: _in_evaluation_mode(branch, lambda: shared_out(len(data.pictures), rows_of))

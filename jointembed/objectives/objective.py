@@ -1,23 +1,53 @@
 """What an objective is to the model and the loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from jointembed.errors import RecipeError
-from jointembed.layers import Embedding
+from jointembed.layers import MLP, Embedding, Norm
 from jointembed.objectives.statistics import BatchError
+
+
+class ViewShape(NamedTuple):
+    """What an objective is told of a view before training: its branch, and the widths of `h` and `z`."""
+
+    branch: str
+    h: int
+    z: int
+
+
+@dataclass(frozen=True)
+class EpochEmbeddings:
+    """This rank's part of the training set, embedded in evaluation mode for `start_epoch`."""
+
+    index: Tensor  # (n,) int64 number of the sample
+    h: Tensor  # (n, R) float32
+    z: Tensor  # (n, D) float32
+
+
+Embed = Callable[[], EpochEmbeddings]
 
 
 class Objective(nn.Module, ABC):
     """Turns the embeddings of a batch into named scalars, one of them `loss`.
 
-    `needs` names what the model must provide besides embeddings (`target`, `maps`, ...).
+    What an objective owns (predictor, prototypes, queue, bank) is made in `attach`: parameters are trained with the
+    branches, buffers go into the checkpoint and must stay equal on all ranks.
+
+    Attributes:
+        needs: what the model must provide besides embeddings: `target` (EMA copies of the branches), `shuffle` (rows
+            are shuffled over the ranks on their way through the target), `maps` and `target_maps`, `label`.
+        couples_samples: whether the loss of a sample depends on the other samples of the batch.
+        constant_lr: paths of its own modules whose learning rate stays at its peak.
     """
 
     needs: frozenset[str] = frozenset()
+    couples_samples: bool = True
+    constant_lr: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(
@@ -32,7 +62,7 @@ class Objective(nn.Module, ABC):
 
         Args:
             online: view -> embedding, `z` of (N, D).
-            target: the same of the EMA branches, for objectives that need them.
+            target: the same of the EMA branches, without gradient, for objectives that need them.
             index: (N,) number of the sample.
             item: (N,) number of the picture; equal items are never negatives of one another.
             label: (N,) class, for supervised objectives alone.
@@ -44,11 +74,56 @@ class Objective(nn.Module, ABC):
     def check_views(self, views: Iterable[str]) -> None:
         """Raise RecipeError if the objective cannot be trained on these views."""
 
+    def check_branches(self, views: Mapping[str, str]) -> None:
+        """Raise RecipeError, with the reason, if it cannot be trained with this view -> branch mapping."""
+
+    def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
+        """Make what depends on the branches and on the number of training samples; called once, before training."""
+
+    def online_views(self, views: Iterable[str]) -> list[str]:
+        """Views that go through the branches with gradient; all of them by default."""
+        return list(views)
+
+    def target_views(self, views: Iterable[str]) -> list[str]:
+        """Views that go through the EMA branches; by default all of them where `target` is needed."""
+        return list(views) if "target" in self.needs else []
+
+    def momentum(self, progress: float) -> float:
+        """Momentum of the EMA target when `progress` of the run, 0 .. 1, is done."""
+        return 1.0
+
+    def start_epoch(self, epoch: int, embed: Embed) -> None:
+        """Hook of the loop before the first step of an epoch; `embed` goes over the training set (k-means)."""
+
     def before_step(self, batch: Mapping[str, Any]) -> None:
         """Hook of the loop, before the forward pass of a step."""
 
     def end_step(self, progress: float) -> None:
         """Hook of the loop, after the optimizer's step; `progress` is the share of the run that is done, 0 .. 1."""
+
+
+def check_shared(views: Mapping[str, str], name: str, reason: str) -> None:
+    """Raise RecipeError unless all views go through one branch: `name` cannot do otherwise for `reason`."""
+    if len(set(views.values())) > 1:
+        found = ", ".join(f"{view}: {branch}" for view, branch in views.items())
+        raise RecipeError(f"objective: {name} needs one branch for all views ({reason}), found {found}")
+
+
+def embedding_width(views: Mapping[str, ViewShape]) -> int:
+    """D of all views. Raises RecipeError where they differ: no predictor or queue could serve them all."""
+    widths = {view: shape.z for view, shape in views.items()}
+    if len(set(widths.values())) > 1:
+        found = ", ".join(f"{view} {width}" for view, width in widths.items())
+        raise RecipeError(f"objective: all views must have embeddings of one width, found {found}")
+    return next(iter(widths.values()))
+
+
+def make_predictor(
+    views: Mapping[str, ViewShape], hidden: list[int] | None, norm: Norm, *, bias_last: bool = False
+) -> nn.Module:
+    """An MLP from the embeddings to their own width through these hidden layers, for all views; None: the identity."""
+    width = embedding_width(views)
+    return nn.Identity() if hidden is None else MLP(width, widths=[*hidden, width], norm=norm, bias_last=bias_last)
 
 
 class PairObjective(Objective):

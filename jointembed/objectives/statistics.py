@@ -6,6 +6,7 @@ Gram matrix is smaller. A term has the value of the global batch on every rank, 
 times that of the global batch, so that DDP's average over ranks is exact. Backward needs no communication.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from jointembed.distributed import gather, gather_without_grad, rank, row_counts, sum_over_ranks, world
+from jointembed.distributed import gather, gather_without_grad, rank, row_counts, sum_over_ranks, total, world
 from jointembed.errors import JointEmbedError
 
 GRAM_UP_TO = 1.0  # N / D up to which the N x N form was measured to be the faster one
@@ -155,6 +156,102 @@ def covariance_term(z: Tensor, batch: CentredBatch | None = None) -> Tensor:
     with full_precision(z):
         z = wide(z)
         return _Covariance.apply(z, batch or centre(z))
+
+
+def variance_and_covariance(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
+    """`variance_term` and `covariance_term` of this rank's embeddings z (n, D), which are gathered once."""
+    z = wide(z)
+    batch = centre(z)
+    return variance_term(z, gamma, eps, batch), covariance_term(z, batch)
+
+
+def mean_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of cos(a_i, b_i) over the rows i of the global batch, with gradient.
+
+    Args:
+        a: (n, D) this rank's rows.
+        b: (n, D) their partners.
+    """
+    with full_precision(a):
+        a, b = (functional.normalize(wide(z), dim=1) for z in (a, b))
+        return batch_mean((a * b).sum(1))
+
+
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of ||a_i - b_i||^2 over the rows i of the global batch, with gradient.
+
+    Args:
+        a: (n, D) this rank's rows.
+        b: (n, D) their partners.
+    """
+    with full_precision(a):
+        a, b = wide(a), wide(b)
+        return total(functional.mse_loss(a, b, reduction="sum")) / sum(row_counts(a))
+
+
+def whiten(z: Tensor, eps: float = 0.0) -> Tensor:
+    """Rows with mean 0 and covariance I: L^-1 (z_i - mean), L L^T the covariance (Ermolov et al., ICML 2021, eq. 3).
+
+    Args:
+        z: (..., n, D) batches, each whitened by itself; of these rows alone, without communication.
+        eps: the covariance is (1 - eps) * C + eps * I, C with 1 / (n - 1).
+
+    Returns:
+        (..., n, D), in float32 at least.
+
+    Raises:
+        BatchError: if the covariance of a batch has no Cholesky factor: too few rows, or collapsed ones.
+    """
+    with full_precision(z):
+        z = z if z.dtype == torch.float64 else z.float()
+        centred = z - z.mean(-2, keepdim=True)
+        covariance = centred.mT @ centred / (z.shape[-2] - 1)
+        identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        factor, failed = torch.linalg.cholesky_ex((1 - eps) * covariance + eps * identity)
+        if bool(failed.any()):
+            raise BatchError(
+                f"whitening: the covariance of {z.shape[-2]} rows of {z.shape[-1]} dimensions is singular (collapsed "
+                "embeddings, or fewer rows than twice the dimensions); take larger sub-batches or an eps above 0"
+            )
+        return torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
+
+
+def batch_mean(values: Tensor) -> Tensor:
+    """Mean of the numbers (n,) of all ranks, n of them on this rank: a scalar, with gradient."""
+    sums = total(torch.stack([values.sum(), values.new_tensor(len(values))]))
+    return sums[0] / sums[1]
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+    """Soft codes that give every prototype the same share of the global batch (SwAV, Caron et al. 2020, eq. 3-5).
+
+    Q = diag(u) exp(scores / epsilon) diag(v): each iteration scales the prototypes to equal sums over the samples of
+    all ranks, then each sample to sum 1. In logarithms, so that no score is too large or too small.
+
+    Args:
+        scores: (n, K) of this rank's samples against K prototypes.
+        epsilon: weight of the entropy; smaller codes are harder.
+        iterations: 0 gives each sample's softmax.
+
+    Returns:
+        (n, K) codes of this rank's samples, rows of sum 1, without gradient.
+
+    Raises:
+        BatchError: if the scores are not (n, K).
+    """
+    with full_precision(scores):
+        logs = wide(scores.detach()) / epsilon
+        for _ in range(iterations):
+            logs = functional.log_softmax(logs - _log_sum_over_ranks(logs), dim=1)
+        return functional.softmax(logs, dim=1)
+
+
+def _log_sum_over_ranks(logs: Tensor) -> Tensor:
+    """Logarithm of the sum of exp over the rows of all ranks, (n, K) to (K,)."""
+    highest = logs.amax(0) if len(logs) else logs.new_full(logs.shape[1:], -math.inf)
+    highest = gather_without_grad(highest[None], [1] * world()).amax(0)
+    return highest + sum_over_ranks((logs - highest).exp().sum(0)).log()
 
 
 def cosine_scores(a: Tensor, b: Tensor, item: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from jointembed.distributed import total
 from jointembed.errors import RecipeError
-from jointembed.layers import Embedding
-from jointembed.objectives.objective import Objective, check_pair
-from jointembed.objectives.statistics import centre, covariance_term, variance_term, wide
+from jointembed.layers import Embedding, Norm
+from jointembed.objectives.objective import Objective, ViewShape, check_pair, make_predictor
+from jointembed.objectives.statistics import squared_distance, variance_and_covariance, wide
 
 Convention = Literal["official", "paper"]
 Coefficients = float | Sequence[float] | Mapping[str, float]
@@ -34,8 +33,7 @@ def vicreg_loss(
     * `official`, the authors' code: s is the mean over N and D of (a - b)^2, v the mean and c the sum over branches.
     * `paper`, eq. 1-6: s is the mean over N of ||a - b||^2, v and c are sums over branches.
 
-    A coefficient of a branch takes its place inside: mu v becomes (mu_a v_a + mu_b v_b) / 2 (`official`) or
-    mu_a v_a + mu_b v_b (`paper`), nu c becomes nu_a c_a + nu_b c_b.
+    A coefficient of a branch takes its place inside: mu v becomes mu_a v_a + mu_b v_b, halved in `official`.
 
     Args:
         a: (N, D) embeddings of one branch.
@@ -48,14 +46,14 @@ def vicreg_loss(
         convention: whose sums and means.
 
     Returns:
-        `loss` (weighted), and unweighted, detached: `invariance`, `variance`, `covariance` as they enter it, and
-        `variance/a`, `covariance/a`, `variance/b`, `covariance/b` (v_k and c_k).
+        `loss`; unweighted, detached: `invariance`, `variance`, `covariance`, and of each branch `variance/a` (v_a) ...
 
     Raises:
         BatchError: (a ValueError) if the shapes differ or the global batch has fewer than two rows.
     """
     check_pair(a, b)
-    return _terms({"a": a, "b": b}, [("a", "b")], (invariance, variance, covariance), gamma, eps, convention)
+    a, b = wide(a), wide(b)
+    return _terms({"a": a, "b": b}, [(a, b)], (invariance, variance, covariance), (gamma, eps), convention)
 
 
 def _of_views(value: Coefficients, views: Sequence[str]) -> dict[str, float]:
@@ -68,28 +66,20 @@ def _of_views(value: Coefficients, views: Sequence[str]) -> dict[str, float]:
 
 def _terms(
     views: Mapping[str, Tensor],
-    pairs: Iterable[Sequence[str]],
+    pairs: Iterable[tuple[Tensor, Tensor]],
     coefficients: tuple[float, Coefficients, Coefficients],
-    gamma: float,
-    eps: float,
+    hinge: tuple[float, float],
     convention: Convention,
 ) -> dict[str, Tensor]:
     if convention not in get_args(Convention):
         raise ValueError(f"convention must be official or paper, found {convention!r}")
     invariance, (variance, covariance) = coefficients[0], (_of_views(value, list(views)) for value in coefficients[1:])
-    z = {view: wide(tensor) for view, tensor in views.items()}
-    batches = {view: centre(tensor) for view, tensor in z.items()}
-    distances = []
-    for first, second in pairs:
-        check_pair(z[first], z[second], (first, second))
-        distance = total(nn.functional.mse_loss(z[first], z[second], reduction="sum")) / batches[first].size
-        distances.append(distance / z[first].shape[1] if convention == "official" else distance)
-    s = torch.stack(distances).mean()
+    official = convention == "official"
+    s = torch.stack([squared_distance(q, z) / (z.shape[1] if official else 1) for q, z in pairs]).mean()
     loss, v, c, of_views = invariance * s, torch.zeros_like(s), torch.zeros_like(s), dict[str, Tensor]()
-    v_share, c_share = (1 if convention == "official" else 2) / len(z), 2 / len(z)
-    for view in z:
-        of_variance = variance_term(z[view], gamma, eps, batches[view])
-        of_covariance = covariance_term(z[view], batches[view])
+    v_share, c_share = (1 if official else 2) / len(views), 2 / len(views)
+    for view, z in views.items():
+        of_variance, of_covariance = variance_and_covariance(z, *hinge)
         v, c = v + v_share * of_variance, c + c_share * of_covariance
         loss = loss + v_share * variance[view] * of_variance + c_share * covariance[view] * of_covariance
         of_views |= {f"variance/{view}": of_variance, f"covariance/{view}": of_covariance}
@@ -100,9 +90,9 @@ def _terms(
 class VICReg(Objective):
     """VICReg of any number B of views, which may or may not share a branch.
 
-    s is the mean over the chosen pairs of views, v the mean over views (`paper`: twice that), c twice the mean over
-    views; with two views this is `vicreg_loss`, whose arguments these are. `variance` and `covariance` take one number,
-    or one for every view by name; `pairs` are the views that s pulls together, None means all pairs.
+    With two views this is `vicreg_loss`. s is the mean over `pairs` of views (None: all), v the mean over views (paper:
+    twice that), c twice the mean over views. `variance` and `covariance` take one number, or one for each view by name.
+    `predictor` has the hidden widths of an MLP q: s is the mean of s(q(a), b) and s(a, q(b)), no gradient is stopped.
     """
 
     def __init__(
@@ -115,13 +105,16 @@ class VICReg(Objective):
         eps: float = 1e-4,
         convention: Convention = "official",
         pairs: list[list[str]] | None = None,
+        predictor: list[int] | None = None,
+        predictor_norm: Norm = "batch",
     ) -> None:
         """See the class. Raises RecipeError if `pairs` is empty or holds anything but pairs of different views."""
         super().__init__()
         if pairs is not None and (not pairs or any(len(pair) != 2 or pair[0] == pair[1] for pair in pairs)):
             raise RecipeError(f"objective.pairs: a list of pairs of different views expected, found {pairs}")
-        self.invariance, self.variance, self.covariance = invariance, variance, covariance
-        self.gamma, self.eps, self.convention, self.pairs = gamma, eps, convention, pairs
+        self.invariance, self.variance, self.covariance, self.hinge = invariance, variance, covariance, (gamma, eps)
+        self.convention, self.pairs, self.hidden, self.predictor_norm = convention, pairs, predictor, predictor_norm
+        self.predictor: nn.Module | None = None
 
     def check_views(self, views: Iterable[str]) -> None:
         """Raise RecipeError if there are fewer than two views, or a name given here is none of them."""
@@ -134,6 +127,10 @@ class VICReg(Objective):
         for view in {view for pair in self.pairs or [] for view in pair}.difference(names):
             raise RecipeError(f"objective.pairs: no view {view!r}; the views are {', '.join(names)}")
 
+    def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
+        """Make the predictor, one for all views."""
+        self.predictor = None if self.hidden is None else make_predictor(views, self.hidden, self.predictor_norm)
+
     def forward(
         self,
         online: Mapping[str, Embedding],
@@ -144,6 +141,10 @@ class VICReg(Objective):
     ) -> dict[str, Tensor]:
         """Terms of `vicreg_loss`, those of a branch under the names of the views."""
         self.check_views(online)
-        views = {view: embedding.z for view, embedding in online.items()}
-        coefficients = (self.invariance, self.variance, self.covariance)
-        return _terms(views, self.pairs or combinations(views, 2), coefficients, self.gamma, self.eps, self.convention)
+        z = {view: wide(embedding.z) for view, embedding in online.items()}
+        q = z if self.predictor is None else {view: self.predictor(rows) for view, rows in z.items()}
+        pairs = list[tuple[Tensor, Tensor]]()
+        for first, second in self.pairs or combinations(z, 2):
+            check_pair(z[first], z[second], (first, second))
+            pairs += [(q[first], z[second])] if q is z else [(q[first], z[second]), (z[first], q[second])]
+        return _terms(z, pairs, (self.invariance, self.variance, self.covariance), self.hinge, self.convention)

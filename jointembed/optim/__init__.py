@@ -8,7 +8,7 @@ import torch
 from jointembed.errors import RecipeError
 from jointembed.optim.groups import parameter_groups, set_lr
 from jointembed.optim.lars import LARS
-from jointembed.optim.schedules import constant, cosine, scaled_lr, step_decay
+from jointembed.optim.schedules import constant, cosine, milestones, scaled_lr, step_decay
 
 __all__ = ["LARS", "OPTIMIZERS", "SCHEDULES", "parameter_groups", "scaled_lr", "set_lr"]
 
@@ -51,7 +51,12 @@ def sgd(
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": adam, "adamw": adamw, "sgd": sgd, "lars": LARS}
-SCHEDULES: dict[str, Callable[..., float]] = {"constant": constant, "cosine": cosine, "step_decay": step_decay}
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "milestones": milestones,
+    "step_decay": step_decay,
+}
 
 
 def _betas(betas: list[float]) -> tuple[float, float]:

@@ -30,19 +30,21 @@ def cosine(
     warmup_steps: int = 0,
     warmup_epochs: float = 0.0,
     final: float = 0.0,
+    start: float = 0.0,
 ) -> float:
     """Half a cosine from the peak to `final` (a share of the peak) at the last step + 1 (Loshchilov & Hutter 2017).
 
-    VICReg: `warmup_epochs=10, final=0.001`.
+    VICReg: `warmup_epochs=10, final=0.001`. The warm-up rises from `start`, a share too (SwAV: 1/16).
 
     Raises:
-        RecipeError: both kinds of warm-up, a negative one, or a final share outside 0..1.
+        RecipeError: both kinds of warm-up, a negative one, or a share outside 0..1.
     """
-    if not 0 <= final <= 1:
-        raise RecipeError(f"schedule.final: {final} is a share of the peak, 0 to 1")
+    for name, share in (("final", final), ("start", start)):
+        if not 0 <= share <= 1:
+            raise RecipeError(f"schedule.{name}: {share} is a share of the peak, 0 to 1")
     warmup = _warmup(warmup_steps, warmup_epochs, steps_per_epoch)
     if step < warmup:
-        return peak * step / warmup
+        return peak * (start + (1 - start) * step / warmup)
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -70,6 +72,30 @@ def step_decay(
         return peak * step / warmup
     period = max(1, round(every_epochs * steps_per_epoch))
     return peak * factor ** (step // period)
+
+
+def milestones(
+    step: int,
+    steps: int,
+    steps_per_epoch: int,
+    peak: float,
+    *,
+    epochs: list[float],
+    factor: float = 0.1,
+    warmup_steps: int = 0,
+    warmup_epochs: float = 0.0,
+) -> float:
+    """The peak times `factor` for each of the named epochs that is over (MoCo v1: x .1 at 120 and 160 of 200).
+
+    Raises:
+        RecipeError: both kinds of warm-up, a negative one, or epochs that do not rise.
+    """
+    if not epochs or sorted(set(epochs)) != epochs:
+        raise RecipeError(f"schedule.epochs: rising numbers expected, found {epochs}")
+    warmup = _warmup(warmup_steps, warmup_epochs, steps_per_epoch)
+    if step < warmup:
+        return peak * step / warmup
+    return peak * factor ** sum(step >= round(epoch * steps_per_epoch) for epoch in epochs)
 
 
 def scaled_lr(base: float, batch: int) -> float:

@@ -1,7 +1,8 @@
 """Checkpoints that a kill cannot break: written aside, hashed, synced, then named by one rename.
 
-A checkpoint is a folder `step-N` of safetensors and JSON. A folder of that name is complete by construction; a kill
-during a save leaves only a `.part` folder, which the next run removes.
+A checkpoint is a folder `step-N` of safetensors and JSON. A folder of that name is complete by construction: it gets
+the name by a rename when it is whole, and loses it by a rename before it is deleted. A kill in between leaves `.part`
+and `.old` folders, which the next run removes.
 """
 
 import hashlib
@@ -56,20 +57,15 @@ def save(
     Raises:
         CheckpointError: on every rank, where the disk refused; older checkpoints are untouched.
     """
-    random_state = {
-        f"rank{rank}.{name}": value for rank, one in enumerate(_gather_random()) for name, value in one.items()
-    }
+    tensors = [distributed.whole(core.state_dict()), distributed.whole(_moments(optimizer)), _random_states()]
     problem, target = None, folder / f"step-{state['step']}"
     if distributed.is_main():
         part = folder / f".{target.name}.part"
         try:
-            _write(part, core, optimizer, random_state, state)
-            if target.exists():
-                shutil.rmtree(target)
-            part.rename(target)
-            _sync(folder)
+            _write(part, tensors, state)
+            _publish(part, target)
             for old in complete(folder)[:-keep]:
-                shutil.rmtree(old)
+                _remove(old)
         except OSError as error:
             problem = f"{target}: cannot be saved ({error.strerror or error}); older checkpoints are untouched"
             shutil.rmtree(part, ignore_errors=True)
@@ -88,7 +84,11 @@ def complete(folder: Path) -> list[Path]:
 def newest(folder: Path) -> Checkpoint | None:
     """The newest published checkpoint, verified, or None. Removes what killed saves left behind."""
     if distributed.is_main():
-        for leftover in folder.glob(".step-*.part"):
+        for old in folder.glob(".step-*.old"):
+            name = folder / old.name.removeprefix(".").removesuffix(".old")
+            if not complete(folder) and not name.exists() and (old / "manifest.json").exists():
+                old.rename(name)  # killed while the only checkpoint was replaced: it was still whole
+        for leftover in (*folder.glob(".step-*.part"), *folder.glob(".step-*.old")):
             shutil.rmtree(leftover, ignore_errors=True)
     distributed.barrier()
     found = complete(folder)
@@ -116,26 +116,18 @@ def read(folder: Path) -> Checkpoint:
 def restore(checkpoint: Checkpoint, core: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put model, optimizer and this rank's random states back. Raises CheckpointError naming keys that do not fit."""
     try:
-        core.load_state_dict(checkpoint.model, strict=True)
+        core.load_state_dict(distributed.spread(checkpoint.model, core.state_dict()), strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.folder}/model.safetensors: {' '.join(str(error).split())[:600]}") from None
     optimizer.load_state_dict(_optimizer_state(checkpoint, optimizer))
     _set_random(checkpoint)
 
 
-def _write(
-    part: Path, core: nn.Module, optimizer: torch.optim.Optimizer, randoms: dict[str, Tensor], state: dict[str, Any]
-) -> None:
+def _write(part: Path, tensors: list[dict[str, Tensor]], state: dict[str, Any]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file(_plain(core.state_dict()), part / _FILES[0])
-    moments = {
-        f"{number}.{key}": torch.as_tensor(value)
-        for number, one in optimizer.state_dict()["state"].items()
-        for key, value in one.items()
-    }
-    save_file(_plain(moments), part / _FILES[1])
-    save_file(randoms, part / _FILES[2])
+    for name, one in zip(_FILES, tensors, strict=False):
+        save_file(_plain(one), part / name)
     (part / _FILES[3]).write_text(json.dumps(state, indent=1), encoding="utf-8")
     manifest = {"format": FORMAT, "sha256": {name: _hash(part / name) for name in _FILES}}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -144,17 +136,67 @@ def _write(
     _sync(part)
 
 
+def _publish(part: Path, target: Path) -> None:
+    """Give a whole folder its name; one of that name is set aside first, a folder cannot be replaced in one step."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    folder.rename(old)
+    shutil.rmtree(old)
+
+
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Own, contiguous CPU memory for each: safetensors refuses tied weights, which load back tied all the same."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by parameter number and key."""
+    return {
+        f"{number}.{key}": torch.as_tensor(value)
+        for number, one in optimizer.state_dict()["state"].items()
+        for key, value in one.items()
+    }
+
+
 def _optimizer_state(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `load_state_dict` takes; it would pass over what is missing. Raises CheckpointError naming the parameter."""
+    path = checkpoint.folder / "optimizer.safetensors"
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in checkpoint.optimizer.items():
-        number, key = name.split(".", 1)
+        number, _, key = name.partition(".")
+        if not number.isdigit() or not key:
+            raise CheckpointError(f"{path}: {name!r} is no key of an optimizer's state")
         state.setdefault(int(number), {})[key] = tensor
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    unknown = sorted(set(state) - set(range(len(parameters))))
+    if unknown:
+        raise CheckpointError(f"{path}: parameter {unknown[0]}, but the optimizer has {len(parameters)}")
+    expected = set(state[min(state)]) if state else set()
+    for position, parameter in enumerate(parameters):
+        own = state.get(position, {})
+        if set(own) != expected:
+            there, wanted = (", ".join(sorted(keys)) or "nothing" for keys in (own, expected))
+            raise CheckpointError(f"{path}: of parameter {position} there is {there}; expected {wanted}")
+        for key, tensor in own.items():
+            if tensor.shape not in (parameter.shape, torch.Size([])):
+                shapes = f"has shape {tuple(tensor.shape)}; the parameter has {tuple(parameter.shape)}"
+                raise CheckpointError(f"{path}: {position}.{key} {shapes}")
+    spread = {n: distributed.spread(own, dict.fromkeys(own, parameters[n])) for n, own in state.items()}
+    return {"state": spread, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _random_states() -> dict[str, Tensor]:
+    """The random states of all ranks."""
+    return {f"rank{rank}.{name}": value for rank, one in enumerate(_gather_random()) for name, value in one.items()}
 
 
 def _gather_random() -> list[dict[str, Tensor]]:
@@ -173,10 +215,16 @@ def _gather_random() -> list[dict[str, Tensor]]:
 
 
 def _set_random(checkpoint: Checkpoint) -> None:
-    prefix = f"rank{distributed.rank()}."
+    path, rank = checkpoint.folder / "random.safetensors", distributed.rank()
+    ranks = {name.partition(".")[0] for name in checkpoint.random}
+    if rank and f"rank{rank}" not in ranks and ranks == {f"rank{number}" for number in range(len(ranks))}:
+        torch.manual_seed(torch.initial_seed() + rank)  # told to go on with more ranks than there were
+        return
+    prefix = f"rank{rank}."
     own = {name.removeprefix(prefix): value for name, value in checkpoint.random.items() if name.startswith(prefix)}
-    if not {"torch", "python", "numpy"} <= set(own):
-        raise CheckpointError(f"{checkpoint.folder}/random.safetensors: no random state of rank {distributed.rank()}")
+    missing = {"torch", "python", "python_gauss", "numpy", "numpy_gauss"} - set(own)
+    if missing:
+        raise CheckpointError(f"{path}: no random state {prefix}{min(missing)}")
     torch.set_rng_state(own["torch"])
     gauss = own["python_gauss"].item()
     version, *internal = own["python"].tolist()

@@ -15,6 +15,7 @@ from jointembed.data.samples import Batch
 from jointembed.errors import JointEmbedError
 from jointembed.layers import Embedding
 from jointembed.model import JointEmbedding
+from jointembed.objectives.objective import Embed
 from jointembed.optim.groups import set_lr
 from jointembed.training import checkpoint as checkpoints
 from jointembed.training.log import MetricsLog
@@ -38,6 +39,7 @@ def fit(
     validate: Validate | None = None,
     select: str = "rsum",
     publish: Callable[[JointEmbedding], None] | None = None,
+    embed: Embed | None = None,
     clip: float | None = None,
     micro_batch: int | None = None,
     log_every: int = 10,
@@ -63,6 +65,7 @@ def fit(
         validate: model -> numbers, of which `select` picks the best model; every rank calls it.
         select: name of that number, higher is better.
         publish: writes the model folder; called by the main rank when the best value rises, or at the end.
+        embed: embeds this rank's part of the training set, for objectives that cluster it before an epoch.
         clip: largest norm of the gradient of the global batch.
         micro_batch: samples a rank holds activations of at a time; the gradient is the whole batch's all the same.
         log_every: steps between lines of the log; here and below 0 means only at the end.
@@ -86,6 +89,8 @@ def fit(
             batch = to_device(cpu_batch, accelerator.device)
             set_lr(optimizer, schedule(step - 1))
             core.watch = due(step, health_every, steps)
+            if embed is not None and (step - 1) % per_epoch == 0:
+                core.start_epoch((step - 1) // per_epoch, embed)
             core.before_step(batch)
             terms = forward_backward(model, core, batch, accelerator, micro_batch)
             norm = gradient_norm(parameters, clip)
@@ -124,19 +129,23 @@ def forward_backward(
         accelerator.backward(terms["loss"])
         return {name: value.detach() for name, value in terms.items()}
     parts = [slice_rows(batch, start, start + micro_batch) for start in range(0, rows, micro_batch)]
-    buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
-    randoms, pieces = [], []
+    buffers = {name: buffer.clone() for name, buffer in _branch_buffers(core)}
+    randoms, pieces, targets = [], [], []
     with torch.no_grad(), accelerator.autocast():
         for part in parts:
             randoms.append(_random_state())
             pieces.append(core.embed(part))
+            targets.append(core.embed_target(part))
     after = _random_state()
     with torch.no_grad():  # running statistics move once a step: in the second pass
-        for name, buffer in core.named_buffers():
+        for name, buffer in _branch_buffers(core):
             buffer.copy_(buffers[name])
-    online = {view: _joined([piece[view] for piece in pieces]) for view in core.views}
+    online = {view: _joined([piece[view] for piece in pieces], leaf=True) for view in pieces[0]}
+    target = None
+    if targets[0] is not None:
+        target = {view: _joined([piece[view] for piece in targets if piece]) for view in targets[0]}
     with accelerator.autocast():
-        terms = core.terms(online, batch)
+        terms = core.terms(online, batch, target)
     terms["loss"].backward()
     for number, (part, state) in enumerate(zip(parts, randoms, strict=True)):
         _set_random_state(state)
@@ -148,21 +157,37 @@ def forward_backward(
     return {name: value.detach() for name, value in terms.items()}
 
 
-def _joined(pieces: list[Embedding]) -> Embedding:
-    """The whole batch's embeddings as leaves that collect their gradient."""
-    if pieces[0].maps is not None:
-        raise JointEmbedError("an objective on feature maps cannot run in micro-batches: unset training.micro_batch")
-    h = torch.cat([piece.h for piece in pieces]).requires_grad_()
-    return Embedding(h, torch.cat([piece.z for piece in pieces]).requires_grad_())
+def _branch_buffers(core: JointEmbedding) -> list[tuple[str, Tensor]]:
+    """Buffers that a forward pass of the branches may move; those of objective and probe move in their own call."""
+    modules = [core.branches, *([] if core.targets is None else [core.targets])]
+    return [(f"{number}.{name}", one) for number, part in enumerate(modules) for name, one in part.named_buffers()]
+
+
+def _joined(pieces: list[Embedding], *, leaf: bool = False) -> Embedding:
+    """The whole batch's embeddings, where asked for as leaves that collect their gradient."""
+
+    def whole(parts: list[Any]) -> Any:
+        return None if parts[0] is None else torch.cat(parts).requires_grad_(leaf)
+
+    levels = [whole(list(parts)) for parts in zip(*(piece.levels or () for piece in pieces), strict=True)]
+    return Embedding(
+        whole([piece.h for piece in pieces]),
+        whole([piece.z for piece in pieces]),
+        levels[-1] if levels else None,
+        tuple(levels) or None,
+    )
 
 
 def _backward_piece(piece: dict[str, Embedding], online: dict[str, Embedding], start: int) -> None:
     tensors, gradients = [], []
     for view, embedding in piece.items():
-        for own, whole in ((embedding.h, online[view].h), (embedding.z, online[view].z)):
-            if whole.grad is not None and own.requires_grad:
+        whole = online[view]
+        pairs = [(embedding.h, whole.h), (embedding.z, whole.z)]
+        pairs += zip(embedding.levels or (), whole.levels or (), strict=True)
+        for own, joined in pairs:
+            if joined.grad is not None and own.requires_grad:
                 tensors.append(own)
-                gradients.append(whole.grad[start : start + len(own)])
+                gradients.append(joined.grad[start : start + len(own)])
     if tensors:
         torch.autograd.backward(tensors, gradients)
 

@@ -111,6 +111,49 @@ def test_float_pictures_are_taken_as_they_are() -> None:
     torch.testing.assert_close(encoder(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"widen": 0.5}, {"widen": 0.5, "small_input": True}])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_float_planes_of_another_number(channels: int, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    encoder = TorchvisionEncoder(model="resnet18", channels=channels, **options).eval()
+    x = torch.randn(2, channels, 32, 32)
+    torch.testing.assert_close(encoder(x), encoder.model(x), rtol=1e-4, atol=1e-5)
+    stem, usual = encoder.model.conv1, TorchvisionEncoder(model="resnet18", **options).model.conv1
+    assert isinstance(stem, nn.Conv2d) and isinstance(usual, nn.Conv2d)
+    assert stem.weight.shape == (len(usual.weight), channels, *usual.weight.shape[2:]) and stem.stride == usual.stride
+    fan_out = stem.weight[:, 0].numel()
+    assert float(stem.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+    with pytest.raises(
+        RecipeError, match=f"encoder.channels: {channels} planes of bytes reach an encoder of {channels}"
+    ):
+        encoder(torch.zeros(2, channels, 32, 32, dtype=torch.uint8))
+    with pytest.raises(RecipeError, match=f"encoder.channels: 3 planes of bytes reach an encoder of {channels}"):
+        encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_planes_of_another_number_than_the_encoders_are_refused() -> None:
+    encoder = TorchvisionEncoder(model="mobilenet_v3_small")
+    with pytest.raises(RecipeError, match="encoder.channels: 1 planes of floats reach an encoder of 3"):
+        encoder(torch.zeros(2, 1, 32, 32))
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("widen", [1.0, 0.5])
+def test_layer_norm_tells_nothing_of_other_pictures(model: str, widen: float) -> None:
+    torch.manual_seed(0)
+    encoder = TorchvisionEncoder(model=model, norm="layer", widen=widen, zero_init_residual=True)
+    kinds = {type(one).__name__ for one in encoder.modules() if "Norm" in type(one).__name__}
+    assert kinds == {"GroupNorm"}
+    assert all(one.num_groups == 1 for one in encoder.modules() if isinstance(one, nn.GroupNorm))
+    assert encoder.width == round(widen * TorchvisionEncoder(model=model).width)
+    last = "bn2" if model == "resnet18" else "bn3"
+    assert not any(one.weight.any() for name, one in encoder.named_modules() if name.endswith(f".{last}"))
+    x = torch.randn(3, 3, 48, 48)
+    torch.testing.assert_close(encoder(x)[:1], encoder(x[:1]), rtol=1e-4, atol=1e-4)  # in training mode
+    plain = TorchvisionEncoder(model=model, widen=widen)
+    assert not torch.allclose(plain(x)[:2], plain(x[:2]), atol=1e-3)
+
+
 @pytest.mark.parametrize("model", ["mobilenet_v2", "mnasnet0_5", "squeezenet1_1", "mobilenet_v3_small", "googlenet"])
 def test_the_classifiers_dropout_is_gone(model: str) -> None:
     torch.manual_seed(0)
@@ -144,6 +187,8 @@ def test_maps_of_a_vision_transformer_are_its_patches_in_place() -> None:
         ({"model": "fasterrcnn_resnet50_fpn"}, "no classification model"),
         ({"model": "mobilenet_v2", "small_input": True}, "encoder.small_input: this is for a ResNet; .* MobileNetV2"),
         ({"model": "mobilenet_v2", "zero_init_residual": True}, "encoder.zero_init_residual"),
+        ({"model": "mobilenet_v2", "channels": 1}, "encoder.channels: this is for a ResNet; .* MobileNetV2"),
+        ({"model": "mobilenet_v2", "norm": "layer"}, "encoder.norm: this is for a ResNet; .* MobileNetV2"),
         ({"model": "vit_b_16", "widen": 0.5}, "encoder.widen"),
         ({"model": "resnet18", "image_size": 64}, "encoder.image_size: this is for a VisionTransformer"),
         ({"model": "vit_b_16", "patch_size": 8}, "encoder.patch_size: vit_b_16 has a fixed one"),
@@ -204,8 +249,10 @@ def test_weights_that_torchvision_does_not_have_name_those_it_has() -> None:
 
 
 def test_published_weights_fit_the_published_architecture_only() -> None:
-    with pytest.raises(WeightsError, match="fit neither small_input nor widen"):
+    with pytest.raises(WeightsError, match="fit none of small_input, widen, channels, norm"):
         TorchvisionEncoder(model="resnet18", weights="IMAGENET1K_V1", small_input=True)
+    with pytest.raises(WeightsError, match="fit none of"):
+        TorchvisionEncoder(model="resnet18", weights="IMAGENET1K_V1", norm="layer")
 
 
 def test_published_weights_that_cannot_be_had_name_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from jointembed.data.captions_coco import coco_captions
 from jointembed.data.check import ODD, check
+from jointembed.data.folder import image_folder
 from jointembed.data.pictures import PictureFolder
 from jointembed.data.records import CaptionData
 from jointembed.errors import DataError
@@ -32,6 +33,7 @@ def test_counts(tmp_path: Path) -> None:
     report = check(data)
     assert report.ok and (report.n_pictures, report.n_items, report.n_captions) == (4, 4, 5)
     assert report.captions_per_item == {1: 3, 2: 1}
+    assert report.words is not None
     assert (report.words.least, report.words.median, report.words.greatest) == (2, 3, 5)
     assert report.total_bytes == sum((tmp_path / f"{number}.png").stat().st_size for number in range(4))
     assert report.widths is not None and (report.widths.least, report.widths.greatest) == (4, 6)
@@ -114,3 +116,16 @@ def test_the_known_pair_of_flickr8k(data_folder: Path) -> None:
     report = check(coco_captions(images=str(flickr / "images"), annotations=str(flickr / "captions_train.json")))
     assert report.ok and report.captions_per_item == {5: 6000} and report.n_decoded == 6000
     assert report.duplicates == (("2851198725_37b6027625.jpg", "3050606344_af711c726c.jpg"),)
+
+
+def test_pictures_without_captions(tmp_path: Path) -> None:
+    for name, count in (("cat", 3), ("dog", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (4 + number, 5), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "dog" / "9.png").write_bytes(b"not a picture")
+    report = check(image_folder(path=str(tmp_path)))
+    assert not report.ok and report.per_class == {"cat": 3, "dog": 3} and report.words is None
+    assert len(report.undecodable) == 1 and "dog/9.png" in report.undecodable[0]
+    lines = report.lines()
+    assert lines[0].endswith(": 6 pictures") and any(line.startswith("pictures a class: ") for line in lines)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jointembed.data.hub import caption_dataset
+from jointembed.data.hub import caption_dataset, image_dataset
 from jointembed.data.records import CaptionData
 from jointembed.errors import DataError
 
@@ -172,3 +172,51 @@ def test_hub_id_and_revision_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
     data = caption_dataset(path="someone/something", split="test", revision="abc123")
     assert asked == {"path": "someone/something", "split": "test", "revision": "abc123"}
     assert len(data.pictures) == 3
+
+
+# images and labels
+
+
+def test_images_with_class_labels(tmp_path: Path) -> None:
+    data = rows(label=[1, 0, 1]).cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
+    data.to_parquet(tmp_path / "val.parquet")
+    found = image_dataset(path=str(tmp_path / "val.parquet"), split="val", label_column="label")
+    assert found.labels is not None and found.labels.tolist() == [1, 0, 1] and found.classes == ("cat", "dog")
+    assert found.picture_ids == ("0", "1", "2") and found.pictures.names == ("val[0]", "val[1]", "val[2]")
+    assert [int(np.asarray(found.pictures.open(number))[0, 0, 0]) for number in range(3)] == [10, 20, 30]
+    alone = image_dataset(path=str(tmp_path / "val.parquet"), split="val")
+    assert alone.labels is None and alone.fingerprint == found.fingerprint
+    part = image_dataset(path=str(tmp_path / "val.parquet"), split="val", label_column="label", fraction=0.5)
+    assert part.labels is not None and part.labels.tolist() == sorted(part.labels.tolist(), reverse=True) == [1, 0]
+
+
+def test_images_in_class_folders(tmp_path: Path) -> None:
+    for label in ("b", "a"):
+        (tmp_path / "set" / "train" / label).mkdir(parents=True)
+        (tmp_path / "set" / "train" / label / "1.png").write_bytes(PICTURES[0 if label == "a" else 1])
+    found = image_dataset(path=str(tmp_path / "set"), split="train", label_column="label")
+    assert found.labels is not None and found.labels.tolist() == [0, 1] and found.classes == ("a", "b")
+    assert found.pictures.names == ("train[0] 1.png", "train[1] 1.png")
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([0, None, 1], r"val\[1\]: 'label' is None; expected a whole number or a name"),
+        ([0, 1, -1], r"'val\[2\]' has label -1, which is none of 2 classes"),
+        ([0, 2, 2], r"class '1' has no picture \(1 of 3 have none\)"),
+        ([0.5, 1.0, 1.0], r"val\[0\]: 'label' is 0\.5"),
+    ],
+)
+def test_what_is_no_label_is_refused(tmp_path: Path, labels: list[Any], message: str) -> None:
+    rows(label=labels).to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(DataError, match=message):
+        image_dataset(path=str(tmp_path / "val.parquet"), split="val", label_column="label")
+    with pytest.raises(DataError, match="no column 'klass'; the columns are"):
+        image_dataset(path=str(tmp_path / "val.parquet"), split="val", label_column="klass")
+
+
+def test_labels_may_be_names(tmp_path: Path) -> None:
+    rows(label=["x", "a", "x"]).to_parquet(tmp_path / "val.parquet")
+    found = image_dataset(path=str(tmp_path / "val.parquet"), split="val", label_column="label")
+    assert found.labels is not None and found.labels.tolist() == [1, 0, 1] and found.classes == ("a", "x")

@@ -381,3 +381,17 @@ def test_folders_inside_a_real_zip(data_folder: Path) -> None:
     assert len({name.split("/")[1] for name in found.names}) == 10
     assert found.open(0).size == (32, 32)
     assert found.open(len(found) - 1).mode == "RGB"
+
+
+# what is beside the pictures
+
+
+@pytest.mark.parametrize("kind", [PictureTar, PictureZip])
+def test_other_members_and_folders_are_known_and_read(kind: Callable[..., Archive], tmp_path: Path) -> None:
+    write = write_tar if kind is PictureTar else write_zip
+    path = tmp_path / "a"
+    write(path, {"train/0.jpg": jpeg(1), "train/0.cls": b"7", "x.txt": b""})
+    found = kind(path)
+    assert found.other_names == ("train/0.cls", "x.txt") and found.read_other("train/0.cls") == b"7"
+    assert found.folders == ({"train"} if kind is PictureZip else set())
+    assert pickle.loads(pickle.dumps(found)).other_names == ()

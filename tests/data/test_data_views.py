@@ -59,6 +59,8 @@ SHAPES: dict[str, Shapes] = {
     },
     "pirl": {"view1": (3, 48, 48), "patches": (9, 3, 64, 64)},
     "cmc": {"luminance": (1, 48, 48), "chroma": (2, 48, 48)},
+    "vicregl": {"view1": (3, 48, 48), "view1_box": (5,), "view2": (3, 48, 48), "view2_box": (5,)},
+    "infomin_jigsaw": {"view1": (3, 48, 48), "view2": (3, 48, 48), "patches": (9, 3, 64, 64)},
 }
 PAIR: Shapes = {"view1": (3, 48, 48), "view2": (3, 48, 48)}
 LARGE: dict[str, Shapes] = {
@@ -81,8 +83,8 @@ def test_shapes_types_and_keys(name: str) -> None:
     views = pipeline(PHOTOS[0])
     assert {key: tuple(view.shape) for key, view in views.items()} == (LARGE | SHAPES).get(name, PAIR)
     assert pipeline.views == tuple(views)
-    for view in views.values():
-        assert view.dtype == (torch.float32 if name == "cmc" else torch.uint8)
+    for key, view in views.items():
+        assert view.dtype == (torch.float32 if name == "cmc" or key.endswith("_box") else torch.uint8)
         assert view.is_contiguous()
         assert view.untyped_storage().nbytes() == view.numel() * view.element_size()
 
@@ -294,6 +296,29 @@ def test_patches_of_a_grid_are_cut_where_they_should_be() -> None:
     whole = augment.resample(augment.pixels(picture), plan.changes[0].place.box, 64, 64, "bilinear")
     assert rendered.shape[0] == 49
     assert torch.equal(rendered[7 * 2 + 5], whole[:, 16:32, 40:56])
+
+
+def test_a_box_says_where_the_view_lies_and_whether_it_is_flipped() -> None:
+    pipeline = VIEWS["vicregl"](size=24, jitter_p=0.0, grey=0.0, blur=[0.0, 0.0], solarize=[0.0, 0.0])
+    torch.manual_seed(0)
+    flips = set()
+    for picture in PHOTOS:
+        views = pipeline(picture)
+        for key in ("view1", "view2"):
+            left, top, width, height, flipped = views[f"{key}_box"].int().tolist()
+            cut = picture.crop((left, top, left + width, top + height)).resize((24, 24), Image.Resampling.BICUBIC)
+            expected = planes(ImageOps.mirror(cut) if flipped else cut)
+            assert off(views[key], expected).max() <= 1
+            flips.add(flipped)
+    assert flips == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["pirl", "infomin_jigsaw"])
+def test_the_patches_of_a_jigsaw_keep_their_colours(name: str) -> None:
+    grey = Image.new("RGB", (300, 300), (200, 20, 90))
+    torch.manual_seed(0)
+    patches = VIEWS[name]()(grey)["patches"]
+    assert patches.shape == (9, 3, 64, 64) and patches.amax((0, 2, 3)).tolist() == [200, 20, 90]
 
 
 def test_jigsaw_takes_each_cell_once() -> None:

@@ -4,9 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import DTYPES, LOSSES, WIDTHS, loss_of, results, trained
-
-from jointembed.objectives import OBJECTIVES
+from ranks import CASES, DTYPES, LOSSES, WIDTHS, loss_of, memories, results, trained
 
 WORLDS = [2, 4]
 
@@ -35,11 +33,26 @@ def test_ranks_equal_one_process(world: int, dtype: str, shape: str, name: str) 
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_ddp_gives_the_parameters_gradients_of_one_process(world: int, name: str) -> None:
-    expected = trained(name)["by_hand"]
+@pytest.mark.parametrize("case", CASES)
+def test_ddp_gives_the_parameters_gradients_of_one_process(world: int, case: str) -> None:
+    expected = trained(case)
     for result in results(world):
-        found: dict[str, Any] = result[f"ddp {name}"]
+        found: dict[str, Any] = result[f"ddp {case}"]
         for way in ("ddp", "by_hand"):
-            for gradient, wanted in zip(found[way], expected, strict=True):
+            for gradient, wanted in zip(found[way], expected["by_hand"], strict=True):
                 close(gradient, wanted, "float64")
+        for part in ("terms", "buffers"):
+            assert found[part].keys() == expected[part].keys()
+            for key, wanted in expected[part].items():
+                close(found[part][key].double(), wanted.double(), "float64")
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("world", WORLDS)
+def test_memories_are_those_of_one_process_on_every_rank(world: int) -> None:
+    expected = memories()
+    for found in (result["memories"] for result in results(world)):
+        for name in ("queue", "bank"):
+            for key, wanted in expected[name].items():
+                assert torch.equal(found[name][key], wanted), (name, key)
+        assert torch.equal(found["drawn"], expected["drawn"])

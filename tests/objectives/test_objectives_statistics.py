@@ -10,10 +10,14 @@ from jointembed.objectives.statistics import (
     centre,
     covariance_term,
     mean_absolute_correlation,
+    mean_cosine,
     rankme,
     singular_values,
+    squared_distance,
     std_per_dimension,
+    variance_and_covariance,
     variance_term,
+    whiten,
 )
 
 
@@ -35,6 +39,44 @@ def test_both_forms_of_the_covariance_are_exact(n: int, d: int) -> None:
 def test_the_cheaper_form_is_taken() -> None:
     assert centre(rows(6, 7)).rows is not None and centre(rows(7, 7)).rows is not None
     assert centre(rows(8, 7)).rows is None
+
+
+def test_variance_and_covariance_share_one_batch() -> None:
+    z = rows(5, 9).requires_grad_()
+    found, alone = variance_and_covariance(z, 4.0, 1e-3), (variance_term(z, 4.0, 1e-3), covariance_term(z))
+    for one, other in zip(found, alone, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(torch.autograd.grad(one, z)[0], torch.autograd.grad(other, z)[0])
+
+
+def test_mean_cosine_and_squared_distance() -> None:
+    a, b = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[4.0, 3.0], [-2.0, 0.0]])
+    assert float(mean_cosine(a, b)) == pytest.approx((24 / 25 - 1) / 2)
+    assert float(squared_distance(a, b)) == pytest.approx((2 + 9) / 2)
+    pair = rows(4, 3).requires_grad_(), rows(5, 3)[:4].requires_grad_()
+    assert gradcheck(mean_cosine, pair) and gradcheck(squared_distance, pair)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.3])
+def test_whitened_rows_have_no_covariance(eps: float) -> None:
+    z = rows(12, 4).view(2, 6, 4) * torch.tensor([1.0, 5.0, 0.1, 2.0])
+    z[1] = z[1] @ rows(4, 4)
+    white = whiten(z, eps)
+    torch.testing.assert_close(white.mean(1), torch.zeros(2, 4).double(), rtol=0, atol=1e-10)
+    for batch, found in zip(z, white, strict=True):
+        torch.testing.assert_close(whiten(batch, eps), found)
+        covariance = (1 - eps) * torch.cov(found.T)
+        mixed = torch.linalg.inv(torch.linalg.cholesky((1 - eps) * torch.cov(batch.T) + eps * torch.eye(4).double()))
+        torch.testing.assert_close(covariance + eps * mixed @ mixed.T, torch.eye(4).double(), rtol=0, atol=1e-9)
+
+
+def test_whitening_is_in_float32_at_least_and_refuses_a_singular_batch() -> None:
+    narrow = rows(9, 3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert whiten(narrow).dtype == torch.float32 and torch.equal(whiten(narrow), whiten(narrow.float()))
+    with pytest.raises(BatchError, match="covariance of 3 rows of 4 dimensions is singular"):
+        whiten(rows(3, 4))
+    assert torch.isfinite(whiten(rows(3, 4), eps=0.1)).all()
 
 
 @pytest.mark.parametrize(("n", "d"), [(4, 6), (6, 4)])

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from jointembed.errors import RecipeError
+from jointembed.objectives.objective import ViewShape
 from jointembed.objectives.vicreg import VICReg, vicreg_loss
 
 SHAPES = [(5, 12), (8, 8), (14, 6), (2, 3), (3, 1)]
@@ -114,6 +115,42 @@ def test_module_of_two_views_is_the_function() -> None:
     assert torch.equal(found["loss"], expected["loss"])
     assert torch.equal(found["variance/text"], expected["variance/b"])
     assert torch.equal(found["covariance/image"], expected["covariance/a"])
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("convention", ["official", "paper"])
+def test_predictor_on_either_side(convention: str, norm: str) -> None:
+    a, b = pair(6, 5)
+    module = VICReg(predictor=[7], predictor_norm=norm, convention=convention)  # type: ignore[arg-type]
+    module.attach({"a": ViewShape("left", 8, 5), "b": ViewShape("right", 8, 5)}, samples=6)
+    module.double()
+    assert module.predictor is not None
+    found = module(views(a=a, b=b))["loss"]
+    size = 5 if convention == "official" else 1
+    distance = (reference.invariance(module.predictor(a), b) + reference.invariance(a, module.predictor(b))) / 2
+    expected = getattr(reference, convention)(a, b, (0, 25, 1)) + 25 * distance / size
+    same_value_and_gradient(found, expected, a, b, *module.parameters())
+    assert [one.out_features for one in module.modules() if isinstance(one, torch.nn.Linear)] == [7, 5]
+    assert any(isinstance(one, torch.nn.BatchNorm1d) for one in module.modules()) == (norm == "batch")
+
+
+def test_predictor_of_three_views_takes_the_chosen_pairs() -> None:
+    (a, b), (c, _) = pair(6, 5), pair(6, 5, seed=1)
+    module = VICReg(variance=0, covariance=0, invariance=1, predictor=[], pairs=[["a", "c"], ["c", "b"]])
+    module.attach({view: ViewShape("net", 8, 5) for view in "abc"}, samples=6)
+    q = module.double().predictor
+    assert q is not None
+    ways = [(q(a), c), (a, q(c)), (q(c), b), (c, q(b))]
+    expected = torch.stack([reference.invariance(x, y) for x, y in ways]).mean() / 5
+    same_value_and_gradient(module(views(a=a, b=b, c=c))["loss"], expected, a, b, c, *module.parameters())
+
+
+def test_without_predictor_it_owns_nothing() -> None:
+    module = VICReg()
+    module.attach({"a": ViewShape("left", 8, 5), "b": ViewShape("right", 8, 4)}, samples=6)
+    assert not list(module.parameters()) and not list(module.buffers())
+    with pytest.raises(RecipeError, match="embeddings of one width, found a 5, b 4"):
+        VICReg(predictor=[3]).attach({"a": ViewShape("left", 8, 5), "b": ViewShape("right", 8, 4)}, samples=6)
 
 
 def test_views_of_different_widths_are_fine_where_no_pair_compares_them() -> None:

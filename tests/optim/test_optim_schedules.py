@@ -1,10 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from jointembed.errors import RecipeError
 from jointembed.optim import SCHEDULES, scaled_lr
-from jointembed.optim.schedules import constant, cosine, step_decay
+from jointembed.optim.schedules import constant, cosine, milestones, step_decay
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(200, 20), (57, 0), (30, 1)])
@@ -39,7 +41,10 @@ def test_step_decay_drops_at_epochs() -> None:
     assert halves == [1.0, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+ALL = {name: partial(one, epochs=[8]) if name == "milestones" else one for name, one in SCHEDULES.items()}
+
+
+@pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 def test_every_schedule_warms_up_linearly_to_its_peak(schedule) -> None:
     values = [schedule(step, 1000, 100, 0.5, warmup_steps=4) for step in range(5)]
     assert values == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5])
@@ -53,7 +58,7 @@ def test_linear_scaling_rule() -> None:
     assert scaled_lr(0.2, 2048) == pytest.approx(1.6)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 def test_two_kinds_of_warmup_are_refused(schedule) -> None:
     with pytest.raises(RecipeError, match="not both"):
         schedule(0, 10, 5, 1.0, warmup_steps=3, warmup_epochs=1.0)
@@ -66,3 +71,18 @@ def test_impossible_shapes_are_refused() -> None:
         cosine(0, 10, 5, 1.0, final=1.5)
     with pytest.raises(RecipeError, match="every_epochs"):
         step_decay(0, 10, 5, 1.0, every_epochs=0)
+
+
+def test_milestones_drop_after_each_epoch() -> None:
+    found = [milestones(step, 200, 1, 0.03, epochs=[120, 160]) for step in (0, 119, 120, 159, 160, 199)]
+    assert found == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
+    assert milestones(5, 200, 10, 1.0, epochs=[2], warmup_steps=10) == 0.5
+    with pytest.raises(RecipeError, match="rising numbers"):
+        milestones(0, 10, 1, 1.0, epochs=[3, 2])
+
+
+def test_the_warmup_may_start_above_zero() -> None:
+    assert cosine(0, 100, 10, 4.8, warmup_steps=10, start=1 / 16) == pytest.approx(0.3)
+    assert cosine(5, 100, 10, 1.0, warmup_steps=10, start=0.5) == pytest.approx(0.75)
+    with pytest.raises(RecipeError, match="schedule.start"):
+        cosine(0, 10, 1, 1.0, start=2)

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,97 @@ def test_a_disk_that_refuses_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     saved = checkpoints.newest(tmp_path)
     assert saved is not None and saved.state["step"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3"]
+
+
+def test_deleting_takes_the_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            (path / "state.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 3)
+    monkeypatch.undo()
+    for folder in checkpoints.complete(tmp_path):  # whatever has the name of a checkpoint is one
+        checkpoints.read(folder)
+    assert [folder.name for folder in checkpoints.complete(tmp_path)] == ["step-2", "step-3"]
+    saved = checkpoints.newest(tmp_path)
+    assert saved is not None and saved.state["step"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-3"]
+
+
+def test_the_only_checkpoint_survives_a_kill_while_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = save(tmp_path, 1)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 1)
+    monkeypatch.undo()
+    saved = checkpoints.newest(tmp_path)
+    assert saved is not None and torch.equal(saved.model["0.weight"], model.state_dict()["0.weight"])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    save(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def altered(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> checkpoints.Checkpoint:
+    """A checkpoint whose tensors were changed, with a hash that says they belong there."""
+    tensors = load_file(folder / name)
+    change(tensors)
+    save_file(tensors, folder / name)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][name] = checkpoints._hash(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return checkpoints.read(folder)
+
+
+@pytest.mark.parametrize("kind", ["torch", "python", "python_gauss", "numpy", "numpy_gauss"])
+def test_a_missing_random_state_is_named(tmp_path: Path, kind: str) -> None:
+    model, optimizer = save(tmp_path, 3)
+    saved = altered(tmp_path / "step-3", "random.safetensors", lambda tensors: tensors.pop(f"rank0.{kind}"))
+    with pytest.raises(CheckpointError, match=f"random.safetensors: no random state rank0.{kind}"):
+        checkpoints.restore(saved, model, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("2.exp_avg"), "of parameter 2 there is exp_avg_sq, step"),
+        (lambda tensors: [tensors.pop(f"3.{key}") for key in ("step", "exp_avg", "exp_avg_sq")], "3 there is nothing"),
+        (lambda tensors: tensors.update({"9.step": torch.ones(())}), "parameter 9, but the optimizer has 6"),
+        (lambda tensors: tensors.update({"exp_avg": torch.ones(())}), "'exp_avg' is no key"),
+        (lambda tensors: tensors.update({"0.exp_avg": torch.ones(2, 2)}), r"0.exp_avg has shape \(2, 2\)"),
+    ],
+)
+def test_an_optimizer_state_that_does_not_fit_is_named(tmp_path: Path, change: Callable, message: str) -> None:
+    model, optimizer = save(tmp_path, 3)
+    saved = altered(tmp_path / "step-3", "optimizer.safetensors", change)
+    with pytest.raises(CheckpointError, match=f"optimizer.safetensors: .*{message}"):
+        checkpoints.restore(saved, model, optimizer)
+
+
+def test_a_rank_that_was_not_there_gets_a_random_state_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = save(tmp_path, 3)
+    saved = checkpoints.newest(tmp_path)
+    assert saved is not None
+    drawn = []
+    for rank in (0, 1, 2):
+        monkeypatch.setattr(checkpoints.distributed, "rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        checkpoints.restore(saved, model, optimizer)
+        drawn.append(float(torch.rand(())))
+    assert len(set(drawn)) == 3

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jointembed import build
+from jointembed import runs
 from jointembed.training import checkpoint as checkpoints
 
 pytestmark = pytest.mark.ddp
@@ -39,7 +39,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 def test_two_processes_train_the_model_of_one_and_resume_to_the_bit(tiny_recipe: Callable, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.yaml"
-    build.train(tiny_recipe(*DOUBLE_CHECK), tmp_path / "one")
+    runs.train(tiny_recipe(*DOUBLE_CHECK), tmp_path / "one")
     whole = run(recipe, tmp_path / "two")
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert "rsum" in whole.stdout and whole.stdout.count("best validation") == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from jointembed import build
+from jointembed import build, runs
 from jointembed.data import VIEWS
 from jointembed.data.samples import CaptionSamples
 from jointembed.errors import CheckpointError, JointEmbedError, RecipeError
@@ -58,31 +58,31 @@ def test_stopped_in_an_epoch_and_resumed_gives_the_same_bits(
         "branches.text.expander={name: mlp, widths: [16, 16], dropout: 0.2}",
     )  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    build.train(tiny_recipe(*overrides), whole)
+    runs.train(tiny_recipe(*overrides), whole)
     with monkeypatch.context():
         stop_after(5)
         with pytest.raises(KeyboardInterrupt):
-            build.train(tiny_recipe(*overrides), broken)
+            runs.train(tiny_recipe(*overrides), broken)
     monkeypatch.undo()
     monkeypatch.setenv("JOINTEMBED_CACHE", str(tmp_path / "cache"))
     assert [p.name for p in checkpoints.complete(broken / "checkpoints")][-1] in ("step-4", "step-5")
-    build.train(tiny_recipe(*overrides), broken, resume=True)
+    runs.train(tiny_recipe(*overrides), broken, resume=True)
     assert same(final(whole), final(broken))
     lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (whole, broken)]
     assert [json.loads(line)["step"] for line in lines[0]] == [json.loads(line)["step"] for line in lines[1]]
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tiny_recipe: Make, tmp_path: Path) -> None:
-    runs = [tmp_path / name for name in "abc"]
-    for run, seed in zip(runs, (0, 0, 1), strict=True):
-        build.train(tiny_recipe(f"seed={seed}"), run)
-    assert same(final(runs[0]), final(runs[1]))
-    assert not same(final(runs[0]), final(runs[2]))
+    folders = [tmp_path / name for name in "abc"]
+    for run, seed in zip(folders, (0, 0, 1), strict=True):
+        runs.train(tiny_recipe(f"seed={seed}"), run)
+    assert same(final(folders[0]), final(folders[1]))
+    assert not same(final(folders[0]), final(folders[2]))
 
 
 def test_a_run_leaves_its_folder(tiny_recipe: Make, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    state = build.train(tiny_recipe(), run)
+    state = runs.train(tiny_recipe(), run)
     kinds = {json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()}
     assert kinds == {"train", "health", "validation"}
     assert state["step"] == 8 and state["best"] is not None
@@ -98,7 +98,7 @@ def test_a_frozen_encoder_is_left_alone_and_its_rows_are_cached(tiny_recipe: Mak
     recipe = tiny_recipe()
     torch.manual_seed(recipe.seed)
     before = build.make_model(recipe, build.tokens_of(recipe, build.dataset(recipe, "train"))).state_dict()
-    build.train(recipe, tmp_path / "run")
+    runs.train(recipe, tmp_path / "run")
     after = final(tmp_path / "run")
     for name, tensor in before.items():
         if name.startswith("branches.image.encoder"):
@@ -107,19 +107,19 @@ def test_a_frozen_encoder_is_left_alone_and_its_rows_are_cached(tiny_recipe: Mak
 
 
 def test_cached_and_uncached_training_agree(tiny_recipe: Make, tmp_path: Path) -> None:
-    build.train(tiny_recipe(), tmp_path / "cached")
-    build.train(tiny_recipe("data.cache=false"), tmp_path / "uncached")
+    runs.train(tiny_recipe(), tmp_path / "cached")
+    runs.train(tiny_recipe("data.cache=false"), tmp_path / "uncached")
     a, b = final(tmp_path / "cached"), final(tmp_path / "uncached")
     for name in a:
         assert torch.allclose(a[name].float(), b[name].float(), rtol=1e-3, atol=1e-5), name
 
 
 def test_resume_refuses_a_changed_recipe_unless_told(tiny_recipe: Make, tmp_path: Path) -> None:
-    build.train(tiny_recipe(), tmp_path / "run")
+    runs.train(tiny_recipe(), tmp_path / "run")
     with pytest.raises(CheckpointError, match="recipe has changed"):
-        build.train(tiny_recipe("training.epochs=3"), tmp_path / "run", resume=True)
-    assert build.train(tiny_recipe("training.epochs=3"), tmp_path / "run", resume=True, changed=True)["step"] == 12
-    build.train(tiny_recipe("training.epochs=3", "training.log_every=2"), tmp_path / "run", resume=True, changed=True)
+        runs.train(tiny_recipe("training.epochs=3"), tmp_path / "run", resume=True)
+    assert runs.train(tiny_recipe("training.epochs=3"), tmp_path / "run", resume=True, changed=True)["step"] == 12
+    runs.train(tiny_recipe("training.epochs=3", "training.log_every=2"), tmp_path / "run", resume=True, changed=True)
 
 
 def test_a_folder_that_is_not_empty_is_not_touched(tiny_recipe: Make, tmp_path: Path) -> None:
@@ -127,26 +127,26 @@ def test_a_folder_that_is_not_empty_is_not_touched(tiny_recipe: Make, tmp_path: 
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     for options in ({}, {"overwrite": True}):
         with pytest.raises(CheckpointError, match="not empty"):
-            build.train(tiny_recipe(), tmp_path / "run", **options)
+            runs.train(tiny_recipe(), tmp_path / "run", **options)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
 
 
 def test_init_from_takes_the_branches_over(tiny_recipe: Make, tmp_path: Path) -> None:
-    build.train(tiny_recipe(), tmp_path / "first")
+    runs.train(tiny_recipe(), tmp_path / "first")
     recipe = tiny_recipe(f"init_from={tmp_path / 'first'}", "training.epochs=0.01", "optimizer.lr=1e-12")
-    build.train(recipe, tmp_path / "second")
+    runs.train(recipe, tmp_path / "second")
     first = JointEmbedding.from_pretrained(tmp_path / "first").state_dict()
     second = final(tmp_path / "second")
     name = "branches.text.encoder.words.weight"
     name = name if name in first else next(n for n in first if n.startswith("branches.text.encoder"))
     assert torch.allclose(first[name], second[name], atol=1e-6)
     with pytest.raises(RecipeError, match="init_from.*branch 'text'"):
-        build.train(tiny_recipe(f"init_from={tmp_path / 'first'}", "branches.text.encoder.hidden=10"), tmp_path / "x")
+        runs.train(tiny_recipe(f"init_from={tmp_path / 'first'}", "branches.text.encoder.hidden=10"), tmp_path / "x")
 
 
 def test_a_loss_that_is_not_a_number_stops_before_the_step(tiny_recipe: Make, tmp_path: Path) -> None:
     with pytest.raises(JointEmbedError, match=r"step \d+: .*nothing was updated.*\.jpg"):
-        build.train(tiny_recipe("optimizer.lr=1e30", "schedule={name: constant}"), tmp_path / "run")
+        runs.train(tiny_recipe("optimizer.lr=1e30", "schedule={name: constant}"), tmp_path / "run")
 
 
 def test_unknown_trackers_are_refused_before_any_work(tiny_recipe: Make) -> None:
@@ -157,15 +157,15 @@ def test_unknown_trackers_are_refused_before_any_work(tiny_recipe: Make) -> None
 
 
 def test_tensorboard_gets_the_numbers(tiny_recipe: Make, tmp_path: Path) -> None:
-    build.train(tiny_recipe("training.trackers=[tensorboard]"), tmp_path / "run")
+    runs.train(tiny_recipe("training.trackers=[tensorboard]"), tmp_path / "run")
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
 def test_unequal_widths_of_h_are_refused_by_name(tiny_recipe: Make, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"unequal widths \(image 1024, text 12\)"):
-        build.train(tiny_recipe("evaluation.embedding=h"), tmp_path / "run")
+        runs.train(tiny_recipe("evaluation.embedding=h"), tmp_path / "run")
     assert (
-        build.train(tiny_recipe("evaluation.embedding=h", "branches.text.encoder.hidden=1024"), tmp_path / "equal")[
+        runs.train(tiny_recipe("evaluation.embedding=h", "branches.text.encoder.hidden=1024"), tmp_path / "equal")[
             "best"
         ]
         is not None
@@ -179,8 +179,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_recipe: Make, o
         "branches.image.expander={name: mlp, widths: [16, 16], norm: layer}",
         "branches.text.expander={name: mlp, widths: [16, 16], norm: none}",
     )  # fmt: skip
-    data = build.dataset(recipe, "train")
+    data = build.caption_data(recipe, "train")
     tokens = build.tokens_of(recipe, data)
+    assert tokens is not None
     torch.manual_seed(0)
     model = build.make_model(recipe, tokens, pretrained=False).double().train()
     rows = torch.randn(12, model.branch("image").width, dtype=torch.float64)
@@ -199,8 +200,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_recipe: Make, o
 
 def test_micro_batches_draw_the_same_dropout_in_both_passes_and_move_statistics_once(tiny_recipe: Make) -> None:
     recipe = tiny_recipe("branches.text.expander={name: mlp, widths: [16, 16], dropout: 0.5}", "data.cache=false")
-    data = build.dataset(recipe, "train")
+    data = build.caption_data(recipe, "train")
     tokens = build.tokens_of(recipe, data)
+    assert tokens is not None
     model = build.make_model(recipe, tokens, pretrained=False).train()
     samples = CaptionSamples(data, VIEWS["resize"](size=8), tokens, "all", 0, cached=torch.randn(12, 1024))
     batch = samples.__getitems__([(0, index) for index in range(12)])

@@ -1,0 +1,87 @@
+"""Searching an index: seconds to open it, latency of one query, queries a second of many, at several sizes."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from jointembed.errors import EvaluationError
+from jointembed.inference.approximate import build_ivf_pq, measure_recall, search_faiss
+from jointembed.inference.index import read_vectors
+from jointembed.inference.nearest import Vectors, nearest
+
+_PART = 1 << 18  # rows a file
+_BATCH = 64  # queries at once
+
+
+def bench_search(
+    *, rows: Sequence[int] = (10_000, 100_000, 1_000_000), width: int = 128, k: int = 10, repeats: int = 5,
+    ivf_pq: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measure exact search on this machine, with memory-mapped random vectors of length 1, as an index holds them.
+
+    Args:
+        rows: sizes N.
+        width: D.
+        k: answers a query.
+        repeats: runs of each, of which the median counts; the first run, which reads the disk, is not counted.
+        ivf_pq: measure FAISS's IVF-PQ too, built with its defaults. Random vectors have no clusters: its recall on
+            them is far below that on embeddings.
+
+    Returns:
+        For each N: `milliseconds` of one query alone and `queries_per_second` of 64 at once, for each kind; `recall`
+        of IVF-PQ; and `threads`.
+
+    Raises:
+        EvaluationError: for sizes below 1.
+    """
+    if min([*rows, width, k, repeats]) < 1:
+        raise EvaluationError(f"rows {list(rows)}, width {width}, k {k}, repeats {repeats}; expected 1 or more")
+    return [_measure(count, width, k, repeats, ivf_pq) for count in rows]
+
+
+def _measure(count: int, width: int, k: int, repeats: int, ivf_pq: bool) -> dict[str, Any]:
+    queries = functional.normalize(torch.randn(_BATCH, width, generator=torch.Generator().manual_seed(1)))
+    found: dict[str, Any] = {"rows": count, "width": width, "k": k, "threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = _stored(Path(folder), count, width)
+        found["exact"] = _speed(lambda some: nearest(some, vectors, k), queries, repeats)
+        if ivf_pq:
+            start = time.perf_counter()
+            index = build_ivf_pq(vectors)
+            found["ivf_pq"] = {"build_seconds": round(time.perf_counter() - start, 2), "probes": index.nprobe}
+            found["ivf_pq"] |= _speed(lambda some: search_faiss(index, some, vectors, k), queries, repeats)
+            found["ivf_pq"]["recall"] = measure_recall(index, vectors, queries, ks=(k,))[f"recall@{k}"]
+    return found
+
+
+def _stored(folder: Path, count: int, width: int) -> Vectors:
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for start in range(0, count, _PART):
+        path = folder / f"{start}.safetensors"
+        part = torch.randn(min(_PART, count - start), width, generator=generator)
+        save_file({"vectors": functional.normalize(part)}, path)
+        parts.append(read_vectors(path, width))
+    return Vectors(parts, width)
+
+
+def _speed(answer: Callable[[torch.Tensor], object], queries: torch.Tensor, repeats: int) -> dict[str, float]:
+    one, many = (_median(answer, some, repeats) for some in (queries[:1], queries))
+    return {"milliseconds": round(1000 * one, 3), "queries_per_second": round(len(queries) / many, 1)}
+
+
+def _median(answer: Callable[[torch.Tensor], object], queries: torch.Tensor, repeats: int) -> float:
+    answer(queries)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        answer(queries)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

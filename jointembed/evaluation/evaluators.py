@@ -1,0 +1,90 @@
+"""Evaluators as a recipe names them: features of a trained model in, named numbers out."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from jointembed.errors import EvaluationError
+from jointembed.evaluation.accuracy import accuracies, true_ranks
+from jointembed.evaluation.knn import knn_accuracy
+from jointembed.evaluation.linear_probe import fast_probe
+from jointembed.objectives.statistics import mean_absolute_correlation, rankme, std_per_dimension
+
+
+class Features(NamedTuple):
+    """Vectors of a data set, row by row, and its labels."""
+
+    rows: Tensor  # (N, R) float32
+    label: Tensor | None  # (N,) int64
+    scores: Tensor | None = None  # (N, C) of a model that was trained with labels
+
+
+class Retrieval:
+    """Retrieval between pictures and captions; the protocol is `evaluation.protocol`."""
+
+    numbers = ("rsum", *(f"{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)))
+
+
+class KNN:
+    """Weighted k-nearest-neighbour accuracy; see `evaluation.knn`.
+
+    Args:
+        k: neighbours, each of which gives its own numbers.
+        temperature: of the votes.
+    """
+
+    needs_train = True
+
+    def __init__(self, *, k: list[int] = [20, 200], temperature: float = 0.07) -> None:  # noqa: B006 - never changed
+        """See the class."""
+        self.k, self.temperature = tuple(k), temperature
+        self.numbers = tuple(f"knn{one}_{top}" for one in self.k for top in ("top1", "top5"))
+
+    def __call__(self, train: Features | None, test: Features) -> dict[str, float]:
+        """Accuracies in percent, of `test` against the rows of `train`."""
+        return knn_accuracy(*_labelled(train), *_labelled(test), k=self.k, temperature=self.temperature)
+
+
+class Linear:
+    """A linear classifier on cached features; see `evaluation.linear_probe.fast_probe`."""
+
+    numbers = ("linear_top1", "linear_top5")
+    needs_train = True
+
+    def __call__(self, train: Features | None, test: Features) -> dict[str, float]:
+        """Accuracies in percent."""
+        return fast_probe(*_labelled(train), *_labelled(test))
+
+
+class Classifier:
+    """The classifier that a supervised objective trained: a linear evaluation, or fine-tuning, by the loop."""
+
+    numbers = ("classifier_top1", "classifier_top5")
+    needs_train = False
+
+    def __call__(self, train: Features | None, test: Features) -> dict[str, float]:
+        """Accuracies in percent. Raises EvaluationError for a model without a classifier."""
+        if test.scores is None:
+            raise EvaluationError("evaluation.evaluators: classifier needs the objective supervised")
+        return accuracies("classifier", true_ranks(test.scores, _labelled(test)[1]))
+
+
+class Collapse:
+    """Std per dimension (mean), mean absolute correlation and RankMe of the features of `test`."""
+
+    numbers = ("std", "correlation", "rankme")
+    needs_train = False
+
+    def __call__(self, train: Features | None, test: Features) -> dict[str, float]:
+        """The numbers."""
+        return {
+            "std": float(std_per_dimension(test.rows).mean()),
+            "correlation": mean_absolute_correlation(test.rows),
+            "rankme": rankme(test.rows),
+        }
+
+
+def _labelled(features: Features | None) -> tuple[Tensor, Tensor]:
+    if features is None or features.label is None:
+        raise EvaluationError("this data set has no labels; take knn and linear out of evaluation.evaluators")
+    return features.rows, features.label

@@ -1,0 +1,188 @@
+"""Embeddings in many files, read a range of rows at a time: what `jointembed embed` writes, or safetensors."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jointembed.errors import EvaluationError
+
+if TYPE_CHECKING:  # imported where it is used: an evaluation of other files does without
+    from pyarrow.parquet import ParquetFile
+
+
+class EmbeddingParts:
+    """N rows of D numbers in files that follow one another; one row group is in memory at a time.
+
+    Attributes:
+        paths: of the files.
+        width: D.
+    """
+
+    def __init__(self, source: Path | str | Sequence[Path | str]) -> None:
+        """Look into each file for its shape.
+
+        Args:
+            source: a folder of `.parquet` files with a column `vector` (and `id`), or of `.safetensors` files with one
+                matrix, named `vector` where there are other tensors; taken in the order of their names. Or such files.
+
+        Raises:
+            EvaluationError: naming the file that is missing, no such file, or of another width.
+        """
+        if isinstance(source, Path | str) and Path(source).is_dir():
+            found = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".parquet", ".safetensors")]
+        else:
+            found = [Path(one) for one in ([source] if isinstance(source, Path | str) else source)]
+        if not found:
+            raise EvaluationError(f"{source}: no .parquet or .safetensors file of embeddings there")
+        self.paths = tuple(found)
+        self._starts = [0]  # row that each row group begins at
+        self._groups: list[tuple[Path, int, str]] = []  # file, and its row group or the name of its tensor
+        self._kept: tuple[int, np.ndarray] | None = None
+        widths = {path: width for path in self.paths if (width := self._look(path)) is not None}
+        if not len(self):
+            raise EvaluationError(f"{self.paths[0]}: no row in it ({len(self.paths)} files)")
+        first = next(iter(widths))
+        self.width = widths[first]
+        odd = next((path for path, width in widths.items() if width != self.width), None)
+        if odd is not None:
+            raise EvaluationError(f"{odd}: vectors of width {widths[odd]}; those of {first} have {self.width}")
+
+    def __len__(self) -> int:
+        """Rows of all files."""
+        return self._starts[-1]
+
+    def _look(self, path: Path) -> int | None:
+        """Note the rows of a file; its width, None where it has no row to tell it."""
+        if not path.is_file():
+            raise EvaluationError(f"{path}: no such file")
+        if path.suffix == ".safetensors":
+            name, (rows, width) = _matrix(path)
+            self._add(path, 0, name, rows)
+            return width
+        file = _parquet(path)
+        for group in range(file.num_row_groups):
+            self._add(path, group, "vector", file.metadata.row_group(group).num_rows)
+        kind = file.schema_arrow.field("vector").type
+        if hasattr(kind, "list_size"):
+            return kind.list_size
+        first = next(iter(file.iter_batches(batch_size=1, columns=["vector"])), None)
+        return None if first is None else len(first["vector"][0].as_py() or ())
+
+    def _add(self, path: Path, group: int, name: str, rows: int) -> None:
+        self._groups.append((path, group, name))
+        self._starts.append(self._starts[-1] + rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop`: (n, D) float32.
+
+        Raises:
+            EvaluationError: naming the file that cannot be read, or whose vectors are not all of width D.
+        """
+        pieces = [np.empty((0, self.width), dtype=np.float32)]
+        group = bisect_right(self._starts, start) - 1
+        while start < min(stop, len(self)):
+            first, last = self._starts[group], min(self._starts[group + 1], stop)
+            if last > start:
+                pieces.append(self._rows(group, start - first, last - first))
+                start = last
+            group += 1
+        return np.concatenate(pieces)
+
+    def _rows(self, group: int, start: int, stop: int) -> np.ndarray:
+        path, number, name = self._groups[group]
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt") as file:
+                    return file.get_slice(name)[start:stop].float().numpy()
+            except (SafetensorError, OSError) as error:
+                raise EvaluationError(f"{path}: cannot be read ({error})") from None
+        if self._kept is None or self._kept[0] != group:
+            self._kept = None  # not two of them at once
+            self._kept = group, _vectors(path, number, self.width)
+        return self._kept[1][start:stop]
+
+    def where(self, row: int) -> str:
+        """File and row in it, for messages."""
+        group = bisect_right(self._starts, row) - 1
+        path = self._groups[group][0]
+        first = next(n for n, one in enumerate(self._groups) if one[0] == path)
+        return f"{path}, row {row - self._starts[first]}"
+
+    def ids(self) -> list[str]:
+        """The column `id` of parquet files, as text; row numbers of safetensors files.
+
+        Raises:
+            EvaluationError: naming a parquet file without that column, or an id that is there twice.
+        """
+        found: list[str] = []
+        for path in self.paths:
+            if path.suffix == ".safetensors":
+                found += map(str, range(len(found), len(found) + _matrix(path)[1][0]))
+                continue
+            file = _parquet(path)
+            if "id" not in file.schema_arrow.names:
+                raise EvaluationError(f"{path}: no column 'id'")
+            found += [str(one) for one in file.read(columns=["id"])["id"].to_pylist()]
+        if len(set(found)) < len(found):
+            seen: set[str] = set()
+            twice = next(one for one in found if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+            raise EvaluationError(f"{self.paths[0].parent}: the id {twice!r} is there twice")
+        return found
+
+
+def rows_of_pairs(image: EmbeddingParts, text: EmbeddingParts, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Pairs of ids as pairs of rows, (P, 2) int64. Raises EvaluationError naming an id that is not there."""
+    columns = []
+    for side, parts, ids in zip(("image", "text"), (image, text), zip(*pairs, strict=True), strict=True):
+        row = {one: number for number, one in enumerate(parts.ids())}
+        unknown = next((one for one in ids if one not in row), None)
+        if unknown is not None:
+            raise EvaluationError(f"pairs: the {side} id {unknown!r} is not among the {len(row):,} embedded ones")
+        columns.append([row[one] for one in ids])
+    return np.array(columns, dtype=np.int64).T.copy()
+
+
+def _matrix(path: Path) -> tuple[str, tuple[int, int]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise EvaluationError(f"{path}: not a readable safetensors file ({error})") from None
+    name = "vector" if "vector" in shapes else next(iter(shapes), "") if len(shapes) == 1 else ""
+    if len(shapes.get(name, ())) != 2:
+        found = ", ".join(f"{key} {shape}" for key, shape in shapes.items()) or "nothing"
+        raise EvaluationError(f"{path}: expected one matrix, or one named 'vector'; found {found}")
+    return name, (shapes[name][0], shapes[name][1])
+
+
+def _parquet(path: Path) -> "ParquetFile":
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise EvaluationError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
+    names = file.schema_arrow.names
+    kind = file.schema_arrow.field("vector").type if "vector" in names else None
+    if kind is None or not (pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind)):
+        found = ", ".join(map(repr, names)) if kind is None else kind
+        raise EvaluationError(f"{path}: expected a column 'vector' of lists of numbers; found {found}")
+    return file
+
+
+def _vectors(path: Path, group: int, width: int) -> np.ndarray:
+    import pyarrow
+    import pyarrow.compute as compute
+
+    try:
+        column: Any = _parquet(path).read_row_group(group, columns=["vector"])["vector"].combine_chunks()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise EvaluationError(f"{path}: row group {group} cannot be read ({error})") from None
+    if column.null_count or not compute.all(compute.equal(compute.list_value_length(column), width)).as_py():
+        raise EvaluationError(f"{path}: row group {group} holds a vector of another width than {width}, or none")
+    return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)

@@ -1,0 +1,506 @@
+"""Runs: a checked recipe trained into a run folder, and what is measured of a run afterwards."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+
+from jointembed import __version__, distributed
+from jointembed.build import (
+    SPLITS,
+    Data,
+    FrozenRows,
+    caption_data,
+    check,
+    dataset,
+    make_evaluators,
+    make_model,
+    make_samples,
+    optimizer_of,
+    precision_of,
+    tokens_of,
+    view_pipeline,
+)
+from jointembed.data.loader import BatchPlan, make_loader, steps_per_epoch
+from jointembed.data.records import CaptionData, ImageData
+from jointembed.errors import CheckpointError, EvaluationError, RecipeError
+from jointembed.evaluation.collapse import diagnostics
+from jointembed.evaluation.evaluators import Features
+from jointembed.evaluation.files import ground_truth, load_ranks, read_embeddings, save_ranks
+from jointembed.evaluation.intervals import intervals, paired_difference
+from jointembed.evaluation.online_probe import OnlineProbe
+from jointembed.evaluation.protocols import PROTOCOLS, Retrieval, judged
+from jointembed.evaluation.retrieval import retrieval_ranks, summarize
+from jointembed.inference.card import model_card
+from jointembed.inference.embed import (
+    Precision,
+    RetrievalEmbeddings,
+    embed_captions,
+    embed_epoch,
+    embed_pictures,
+    set_centres,
+)
+from jointembed.layers import convert_batch_norm
+from jointembed.model import JointEmbedding
+from jointembed.objectives.objective import Objective
+from jointembed.objectives.supervised import Supervised
+from jointembed.optim import SCHEDULES
+from jointembed.recipe import Recipe, dump_recipe, load_recipe, nearest, recipe_tree
+from jointembed.training import checkpoint as checkpoints
+from jointembed.training.allocator import keep_freed_memory
+from jointembed.training.log import console
+from jointembed.training.loop import fit
+
+# -- training -------------------------------------------------------------------------------------------------------
+
+
+def train(
+    recipe: Recipe, run: Path, *, resume: bool = False, overwrite: bool = False, changed: bool = False
+) -> dict[str, Any]:
+    """Train a checked recipe into a run folder; returns the loop's final state.
+
+    Args:
+        recipe: from `build.check`.
+        run: made here.
+        resume: go on from the newest complete checkpoint.
+        overwrite: empty an existing run folder first.
+        changed: allow recipe, data or world size to differ from the checkpoint's.
+    """
+    accelerator = _accelerator(recipe, run)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    _open_run(run, recipe, resume=resume, overwrite=overwrite)
+    if recipe.training.trackers:
+        accelerator.init_trackers("jointembed")
+    torch.manual_seed(recipe.seed)
+    data = {split: dataset(recipe, split) for split in SPLITS[:2] if getattr(recipe.data, split) is not None}
+    tokens = tokens_of(recipe, data["train"])
+    precision = precision_of(recipe, accelerator.device)
+    count = len(make_samples(recipe, data["train"], tokens))
+    model = make_model(recipe, tokens, samples=count)
+    if recipe.training.probe:
+        model.probe = _online_probe(data["train"], model)
+    if recipe.training.batch_norm == "global":
+        convert_batch_norm(model, accelerator.device.type)
+    model.to(accelerator.device)
+    frozen = FrozenRows(recipe, model)
+    rows = {split: frozen(one) for split, one in data.items()}
+    samples = make_samples(recipe, data["train"], tokens, rows["train"])
+    world, batch = distributed.world(), recipe.loader.batch
+    per_epoch = steps_per_epoch(len(samples), batch, recipe.loader.drop_last, world)
+    steps = max(1, round(recipe.training.epochs * per_epoch))
+    plan = partial(
+        BatchPlan,
+        len(samples),
+        batch,
+        seed=recipe.seed,
+        stop=steps,
+        drop_last=recipe.loader.drop_last,
+        rank=distributed.rank(),
+        world=world,
+    )
+    schedule = {key: value for key, value in recipe.schedule.items() if key != "name"}
+    identity = {"recipe": _digest(recipe), "data": data["train"].fingerprint, "world": world, "precision": precision}
+    if model.objective is not None and (recipe.training.probe or "label" in model.objective.needs):
+        identity["labels"] = getattr(data["train"], "label_fingerprint", None)
+    saved = _checkpoint(run, identity, changed=changed) if resume else None
+    if distributed.is_main():
+        _announce(recipe, run, model, len(samples), steps, per_epoch, precision, frozen.active, saved)
+    options = recipe.training
+    state = fit(
+        model,
+        lambda start: make_loader(
+            samples, plan(start=start), workers=recipe.loader.workers, pin_memory=accelerator.device.type == "cuda"
+        ),
+        optimizer_of(recipe, model),
+        lambda step: SCHEDULES[recipe.schedule["name"]](step, steps, per_epoch, recipe.optimizer["lr"], **schedule),
+        accelerator=accelerator,
+        run=run,
+        steps=steps,
+        per_epoch=per_epoch,
+        identity=identity,
+        describe=lambda step: samples.describe(next(iter(plan(start=step)))),
+        resume=saved,
+        validate=_validator(recipe, data, rows, precision) if "validation" in data else None,
+        select=str(recipe.evaluation.select),
+        publish=partial(_publish, recipe, run),
+        embed=_epoch_embedder(recipe, model, data["train"], precision),
+        clip=options.clip,
+        micro_batch=options.micro_batch,
+        log_every=options.log_every,
+        health_every=options.health_every,
+        validate_every=max(1, round(recipe.evaluation.every * per_epoch)),
+        save_every=max(1, round(options.save_every * per_epoch)),
+        keep=options.keep,
+    )
+    if distributed.is_main():
+        _write_cost(run, recipe, accelerator.device)
+    return state
+
+
+def _online_probe(data: Data, model: JointEmbedding) -> OnlineProbe:
+    if not isinstance(data, ImageData) or data.classes is None:
+        raise RecipeError("training.probe: the training data has no labels")
+    return OnlineProbe(model.branch(next(iter(model.views))).width, len(data.classes))
+
+
+def _epoch_embedder(recipe: Recipe, model: JointEmbedding, data: Data, precision: Precision) -> Any:
+    """What `start_epoch` may call; None for an objective that does not look at the whole training set."""
+    if model.objective is None or type(model.objective).start_epoch is Objective.start_epoch:
+        return None
+    return partial(
+        embed_epoch,
+        model,
+        data.pictures,
+        view_pipeline(recipe.data, evaluation=True),
+        batch=recipe.evaluation.batch,
+        precision=precision,
+        workers=recipe.loader.workers,
+    )
+
+
+def _accelerator(recipe: Recipe, run: Path) -> Accelerator:
+    cpu = not torch.cuda.is_available()
+    return Accelerator(
+        cpu=cpu,
+        log_with=recipe.training.trackers or None,
+        project_dir=str(run),
+        mixed_precision={"bf16": "bf16", "fp32": "no"}[precision_of(recipe, torch.device("cpu" if cpu else "cuda"))],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def _validator(
+    recipe: Recipe, data: Mapping[str, Data], rows: Mapping[str, Tensor | None], precision: Precision
+) -> Callable[[JointEmbedding], dict[str, float]]:
+    options = recipe.evaluation
+    train, validation = data["train"], data["validation"]
+
+    def retrieval(model: JointEmbedding) -> dict[str, float]:
+        assert isinstance(train, CaptionData) and isinstance(validation, CaptionData)
+        shared: dict[str, Any] = {
+            "batch": options.batch, "precision": precision, "workers": recipe.loader.workers,
+        }  # fmt: skip
+        if options.centre:
+            set_centres(model, train, seed=recipe.seed, cached=rows["train"], **shared)
+        found = embed_captions(model, validation, cached=rows["validation"], **shared)
+        return PROTOCOLS[options.protocol](
+            found.image, found.text, validation.item, validation.text_item, picture_ids=validation.picture_ids
+        ).metrics
+
+    def features(model: JointEmbedding) -> dict[str, float]:
+        assert isinstance(train, ImageData) and isinstance(validation, ImageData)
+        return judge_features(recipe, model, train, validation, precision)
+
+    return retrieval if isinstance(validation, CaptionData) else features
+
+
+def judge_features(
+    recipe: Recipe, model: JointEmbedding, train: ImageData, test: ImageData, precision: Precision
+) -> dict[str, float]:
+    """The numbers of every evaluator of the recipe for pictures without captions."""
+    evaluators = make_evaluators(recipe)
+    known = None
+    if any(evaluator.needs_train for evaluator in evaluators):
+        known = features_of(recipe, model, train, precision)
+    asked = features_of(recipe, model, test, precision)
+    numbers: dict[str, float] = {}
+    for evaluator in evaluators:
+        numbers |= evaluator(known, asked)
+    return numbers
+
+
+def features_of(recipe: Recipe, model: JointEmbedding, data: ImageData, precision: Precision) -> Features:
+    """The vectors of a data set's pictures, each once, and its labels; the same on every rank."""
+    rows = embed_pictures(
+        model,
+        data.pictures,
+        view_pipeline(recipe.data, evaluation=True),
+        recipe.evaluation.views or [next(iter(recipe.views))],
+        batch=recipe.evaluation.batch,
+        precision=precision,
+        workers=recipe.loader.workers,
+    )
+    label = None if data.labels is None else torch.from_numpy(data.labels)
+    if not isinstance(model.objective, Supervised):
+        return Features(rows, label)
+    with torch.inference_mode():
+        return Features(rows, label, model.objective.classifier(rows.to(model.device)).float().cpu())
+
+
+def _publish(recipe: Recipe, run: Path, model: JointEmbedding) -> None:
+    if distributed.is_main():
+        model.save_pretrained(run / "model", model_card(recipe.name, recipe.description, dump_recipe(recipe), run))
+
+
+def _write_cost(run: Path, recipe: Recipe, device: torch.device) -> None:
+    """What the run took: `cost.json`, for the cost table. Peak memory is that of this process and of its device."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    speeds = [line["samples_per_second"] for line in lines if line["kind"] == "train"]
+    cost = {
+        "seconds": lines[-1]["seconds"] if lines else 0.0,
+        "samples_per_second": float(np.median(speeds)) if speeds else None,
+        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        "objective": recipe.objective["name"],
+        "encoders": {name: one.encoder.get("model") or one.encoder["name"] for name, one in recipe.branches.items()},
+        "batch": recipe.loader.batch,
+        "epochs": recipe.training.epochs,
+        "world": distributed.world(),
+        "data": recipe.data.train,
+    }
+    (run / "cost.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
+
+
+def _checkpoint(run: Path, identity: dict[str, Any], *, changed: bool) -> checkpoints.Checkpoint | None:
+    saved = checkpoints.newest(run / "checkpoints")
+    if saved is None:
+        return None
+    for key, value in identity.items():
+        if saved.state.get(key) != value and not changed:
+            raise CheckpointError(
+                f"{saved.folder}: {key} has changed since this checkpoint ({saved.state.get(key)} -> {value}); "
+                "pass --allow-changed to go on all the same"
+            )
+    return saved
+
+
+def _digest(recipe: Recipe) -> str:
+    """Hash of all of a recipe that its result depends on."""
+    tree = recipe_tree(recipe)
+    for key in ("log_every", "health_every", "save_every", "keep", "trackers"):
+        del tree["training"][key]
+    del tree["description"], tree["loader"]["workers"]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _open_run(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    problem = None
+    if distributed.is_main():
+        problem = _prepare_folder(run, recipe, resume=resume, overwrite=overwrite)
+    problem = distributed.broadcast_object(problem)
+    if problem:
+        raise CheckpointError(problem)
+
+
+def _prepare_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> str | None:
+    if run.exists() and any(run.iterdir()) and not resume:
+        if not overwrite:
+            return f"{run}: not empty; pass --resume to go on, --overwrite to start anew, or another --out"
+        if not (run / "recipe.yaml").exists():
+            return f"{run}: not empty and not a run folder; it will not be overwritten"
+        shutil.rmtree(run)
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        (run / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+    except OSError as error:
+        return f"{run}: cannot be written ({error.strerror})"
+    return None
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, hardware, command, date."""
+    processor = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = lines[0].partition(":")[2].strip() if lines else processor
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(),
+        "jointembed": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "world": distributed.world(),
+    }
+
+
+def command() -> str:
+    """The command line as one would type it."""
+    return shlex.join(["jointembed", *sys.argv[1:]])
+
+
+def _announce(
+    recipe: Recipe,
+    run: Path,
+    model: JointEmbedding,
+    samples: int,
+    steps: int,
+    per_epoch: int,
+    precision: str,
+    cached: bool,
+    saved: checkpoints.Checkpoint | None,
+) -> None:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in model.parameters())
+    console.print(
+        f"{recipe.name}: {recipe.objective['name']}, {samples} samples and {per_epoch} steps an epoch, {steps} steps, "
+        f"batch {recipe.loader.batch}, {precision}, {trained / 1e6:.1f} of {everything / 1e6:.1f} M parameters trained"
+        + (", frozen image representations cached" if cached else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    if recipe.training.micro_batch and any(
+        "Norm" in type(m).__name__ and "Layer" not in type(m).__name__ for m in model.modules()
+    ):
+        console.print("micro-batches: batch norm sees one micro-batch at a time", highlight=False)
+    if saved is not None:
+        console.print(f"resuming {run} at step {saved.state['step']}", highlight=False, soft_wrap=True)
+
+
+# -- evaluation of runs and files -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of a run left behind: its folder, its record (metrics.json), and what was embedded."""
+
+    folder: Path
+    record: dict[str, Any]
+    data: CaptionData
+    embeddings: RetrievalEmbeddings
+
+
+def run_recipe(run: Path) -> Recipe:
+    """The resolved recipe of a run folder. Raises RecipeError where there is none."""
+    if not (run / "recipe.yaml").is_file():
+        raise RecipeError(f"{run}: no recipe.yaml there; not a run folder")
+    return check(load_recipe(run / "recipe.yaml"))
+
+
+def run_model(run: Path) -> JointEmbedding:
+    """The model that a run published, on the accelerator if there is one."""
+    return JointEmbedding.from_pretrained(run / "model", device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluate_features(run: Path, split: str) -> dict[str, Any]:
+    """Judge the representations of a run without captions on one split; written to `RUN/evaluation/SPLIT-features`."""
+    recipe = run_recipe(run)
+    if split not in SPLITS:
+        raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
+    model = run_model(run)
+    train, test = dataset(recipe, "train"), dataset(recipe, split)
+    assert isinstance(train, ImageData) and isinstance(test, ImageData)  # check() saw to it
+    numbers = judge_features(recipe, model, train, test, precision_of(recipe, model.device))
+    record = {
+        "split": split,
+        "embedding": recipe.evaluation.embedding,
+        "data": test.name,
+        "fingerprint": test.fingerprint,
+        "metrics": numbers,
+        "n_images": len(test.pictures),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(),
+    }
+    folder = run / "evaluation" / f"{split}-features"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return record
+
+
+def evaluate_run(run: Path, split: str, protocol: str | None = None) -> Evaluated:
+    """Embed one split with the run's model and measure retrieval; written to `RUN/evaluation/SPLIT-PROTOCOL`."""
+    recipe = run_recipe(run)
+    if split not in SPLITS:
+        raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
+    protocol = protocol or recipe.evaluation.protocol
+    model = run_model(run)
+    data = caption_data(recipe, split)
+    precision = precision_of(recipe, model.device)
+    embeddings = embed_captions(
+        model,
+        data,
+        batch=recipe.evaluation.batch,
+        precision=precision,
+        workers=recipe.loader.workers,
+        cached=FrozenRows(recipe, model)(data),
+    )
+    found = PROTOCOLS[protocol](
+        embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids
+    )
+    folder = run / "evaluation" / f"{split}-{protocol}"
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "split": split,
+        "protocol": protocol,
+        "embedding": recipe.evaluation.embedding,
+        "centre": recipe.evaluation.centre,
+        "data": data.name,
+        "fingerprint": data.fingerprint,
+        **measured(found),
+    }
+    diagnosis = diagnostics({"image": embeddings.image, "text": embeddings.text}, positives=data.positives)
+    save_ranks(folder / "ranks.npz", found.ranks)
+    for name, content in (("metrics.json", record), ("collapse.json", diagnosis)):
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    card = model_card(recipe.name, recipe.description, dump_recipe(recipe), run)
+    (run / "model" / "README.md").write_text(card, encoding="utf-8")
+    return Evaluated(folder, record, data, embeddings)
+
+
+def measured(found: Retrieval) -> dict[str, Any]:
+    """Numbers, 95% intervals over pictures, and the chance level, with the command and the date."""
+    return {
+        "metrics": found.metrics,
+        "intervals": {name: list(pair) for name, pair in intervals(found.ranks).items()},
+        "chance": found.chance,
+        "n_images": int(found.metrics["n_images"]),
+        "n_texts": int(found.metrics["n_texts"]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(),
+    }
+
+
+def compare_runs(run: Path, other: Path, evaluation: str) -> list[str]:
+    """One line a number: run minus other on the same queries, with the paired 95% interval."""
+    paths = [one / "evaluation" / evaluation / "ranks.npz" for one in (run, other)]
+    for path in paths:
+        if not path.is_file():
+            raise EvaluationError(f"{path}: no such evaluation; run `jointembed evaluate {path.parents[2]}` first")
+    differences = paired_difference(*(load_ranks(path) for path in paths))
+    return [
+        f"{name}: {one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}] against {other}"
+        for name, one in differences.items()
+        if "R@" in name or name == "rsum"
+    ]
+
+
+def evaluate_file(path: Path, protocol: str, truth: Path | None = None) -> dict[str, Any]:
+    """Measure embeddings made anywhere; `truth` judges them by a published ground truth of the COCO 5K test."""
+    file = read_embeddings(path)
+    if truth is not None:
+        if file.image_ids is None or file.text_ids is None:
+            raise EvaluationError(f"{path}: a published ground truth needs image_ids and text_ids in the file")
+        found = judged(file.image, file.text, ground_truth(truth, file.image_ids, file.text_ids))
+        protocol = truth.name
+    elif file.image_of_text is not None:
+        if protocol not in PROTOCOLS:
+            raise RecipeError(f"--protocol: no {protocol!r}{nearest(protocol, PROTOCOLS)}")
+        found = PROTOCOLS[protocol](file.image, file.text, np.arange(len(file.image)), file.image_of_text)
+    else:
+        if protocol != "full":
+            raise RecipeError(f"--protocol: {protocol} needs image_of_text in the file; positives allow only 'full'")
+        ranks = retrieval_ranks(file.image, file.text, file.positives)
+        found = Retrieval(summarize(ranks), ranks)
+    return {"split": path.name, "protocol": protocol, "data": str(path), **measured(found)}

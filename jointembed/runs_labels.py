@@ -1,0 +1,138 @@
+"""A run's branch under labels, by the loop: linear evaluation and semi-supervised fine-tuning, as the papers do them.
+
+Each is a recipe of its own, derived from the run's: the objective is `supervised`, the branch starts from the run, and
+the result is a run folder `RUN/tasks/TASK` that can be resumed. `--set` changes any key of it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jointembed.build import check, dataset
+from jointembed.data.records import ImageData
+from jointembed.errors import RecipeError
+from jointembed.evaluation.linear_probe import PROTOCOLS, ProbeProtocol
+from jointembed.recipe import Recipe, nearest, recipe_from_tree, recipe_tree, set_key
+from jointembed.runs import command, run_recipe, train
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Semi-supervised fine-tuning: the share of the labels, the learning rates of the encoder and the classifier."""
+
+    fraction: float
+    encoder_lr: float
+    head_lr: float
+    epochs: int = 20
+    batch: int = 256
+
+
+TASKS: dict[str, ProbeProtocol | FineTuning] = {  # VICReg, ICLR 2022, appendix C; the authors' evaluate.py
+    "linear": PROTOCOLS["imagenet"],
+    "places205": PROTOCOLS["places205"],
+    "inat18": PROTOCOLS["inat18"],
+    "semi1": FineTuning(0.01, 0.03, 0.08),
+    "semi10": FineTuning(0.1, 0.01, 0.1),
+}
+_TRANSFER = ("places205", "inat18")
+
+
+def evaluate_task(
+    run: Path, task: str, overrides: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train and judge one task of `TASKS` on a run; written to `RUN/evaluation/validation-TASK/metrics.json`.
+
+    Args:
+        run: of pictures without captions.
+        task: its name.
+        overrides: `a.b=c` on the derived recipe; `places205` and `inat18` need `data.train` and `data.validation`.
+        resume: go on from the task's newest checkpoint.
+        overwrite: start the task anew.
+
+    Raises:
+        RecipeError: an unknown task, or data without labels.
+    """
+    recipe = task_recipe(run, task, overrides)
+    folder = run / "tasks" / task
+    train(recipe, folder, resume=resume, overwrite=overwrite)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [line for line in lines if line["kind"] == "validation"][-1]
+    data = dataset(recipe, "validation")
+    record = {
+        "task": task,
+        "split": "validation",
+        "data": data.name,
+        "fingerprint": data.fingerprint,
+        "n_images": len(data.pictures),
+        "metrics": {f"{task}_top{top}": last[f"classifier_top{top}"] for top in (1, 5)},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(),
+    }
+    target = run / "evaluation" / f"validation-{task}"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return record
+
+
+def task_recipe(run: Path, task: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The checked recipe of a task: that of the run with another objective, optimizer, schedule and view."""
+    if task not in TASKS:
+        raise RecipeError(f"--task: no {task!r}{nearest(task, TASKS)}")
+    tree = recipe_tree(run_recipe(run))
+    if tree["data"]["text"] is not None:
+        raise RecipeError(f"{run}: its data has captions; {task} needs classes")
+    if task in _TRANSFER and not any(one.startswith("data.train") for one in overrides):
+        raise RecipeError(f"--task {task}: say where its pictures are: data.train.path=... data.validation.path=...")
+    tree = _derived(tree, run, task, TASKS[task])
+    for override in overrides:
+        set_key(tree, override)
+    data = dataset(check(recipe_from_tree(tree, str(run))), "train")
+    if not isinstance(data, ImageData) or data.classes is None:
+        raise RecipeError(f"{run}: its training data has no labels; {task} needs them")
+    tree["objective"]["classes"] = len(data.classes)
+    return check(recipe_from_tree(tree, str(run)))
+
+
+def _derived(tree: dict[str, Any], run: Path, task: str, how: ProbeProtocol | FineTuning) -> dict[str, Any]:
+    view = tree["evaluation"]["views"][0]
+    branch = tree["views"][view]
+    size = tree["data"]["image_evaluation"].get("size", 224)
+    frozen = isinstance(how, ProbeProtocol)
+    lr = how.lr if isinstance(how, ProbeProtocol) else how.head_lr
+    block = tree["branches"][branch] | {"expander": {"name": "mlp", "widths": []}, "train": "none" if frozen else "all"}
+    if isinstance(how, FineTuning):
+        block["lr_scale"] = how.encoder_lr / how.head_lr
+        tree["data"]["train"] = _share(tree["data"]["train"], how.fraction)
+    decay = how.weight_decay if isinstance(how, ProbeProtocol) else 0.0
+    return tree | {
+        "name": f"{tree['name']}_{task}",
+        "views": {"image": branch},
+        "branches": {branch: block},
+        "objective": {"name": "supervised", "classes": 2},
+        "regularize": None,
+        "init_from": str(run / "model"),
+        "data": tree["data"] | {"image": {"name": "crop", "size": size}, "cache": False},
+        "loader": tree["loader"] | {"batch": how.batch, "drop_last": False},
+        "optimizer": {"name": "sgd", "lr": lr, "weight_decay": decay, "momentum": 0.9},
+        "parameters": {"decay_all": True},
+        "schedule": _schedule(how),
+        "training": tree["training"] | {"epochs": how.epochs, "micro_batch": None, "probe": False, "clip": None},
+        "evaluation": tree["evaluation"]
+        | {"every": how.epochs, "evaluators": [{"name": "classifier"}], "select": None, "views": ["image"]},
+    }
+
+
+def _schedule(how: ProbeProtocol | FineTuning) -> dict[str, Any]:
+    if isinstance(how, ProbeProtocol) and how.steps:
+        return {"name": "milestones", "epochs": list(how.steps)}
+    return {"name": "cosine"}
+
+
+def _share(block: Mapping[str, Any], fraction: float) -> dict[str, Any]:
+    """The data block with a share of the labels; a list of file names that stands there already is kept."""
+    if "fraction" not in block:
+        raise RecipeError(f"data.train: {block['name']} cannot give a share of its labels; set data.train")
+    return dict(block) if block.get("subset") else dict(block) | {"fraction": fraction}

@@ -1,0 +1,191 @@
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from jointembed.errors import EvaluationError
+from jointembed.evaluation import sharded
+from jointembed.evaluation.parts import EmbeddingParts, rows_of_pairs
+from jointembed.evaluation.retrieval import RetrievalRanks, retrieval_ranks, summarize
+from jointembed.evaluation.sharded import find_product, sharded_ranks
+
+
+def write(folder: Path, rows: np.ndarray, cuts: list[int], *, kind: str = "parquet", group: int = 3) -> EmbeddingParts:
+    folder.mkdir()
+    first = 0
+    for number, part in enumerate(np.split(rows, cuts)):
+        path = folder / f"part-{number:06d}.{kind}"
+        if kind == "safetensors":
+            save_file({"vector": torch.from_numpy(part.copy())}, path)
+        else:
+            vector = pyarrow.FixedSizeListArray.from_arrays(part.astype(np.float32).ravel(), rows.shape[1])
+            if kind == "parquet" and number % 2:
+                vector = vector.cast(pyarrow.list_(pyarrow.float32()))
+            ids = [f"id{first + row}" for row in range(len(part))]
+            table = pyarrow.table({"id": ids, "vector": vector})
+            pyarrow.parquet.write_table(table, path, row_group_size=group)
+        first += len(part)
+    return EmbeddingParts(folder)
+
+
+def same(found: RetrievalRanks, expected: RetrievalRanks) -> None:
+    assert found.k == expected.k
+    for name, one in found.directions.items():
+        other = expected.directions[name]
+        for field in fields(one):
+            assert np.array_equal(getattr(one, field.name), getattr(other, field.name)), (name, field.name)
+
+
+def case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ragged truth over rows with duplicates, rows of zeros, and scores that tie because numbers are small."""
+    rng = np.random.default_rng(seed)
+    n_images, n_texts, width = int(rng.integers(2, 90)), int(rng.integers(2, 200)), int(rng.integers(1, 9))
+    kind = seed % 3
+    shapes = (n_images, width), (n_texts, width)
+    draws = [rng.integers(-1, 2, shape) if kind == 0 else rng.standard_normal(shape) for shape in shapes]
+    image, text = (np.asarray(one, dtype=np.float32) for one in draws)
+    if kind == 1:
+        image, text = image[rng.integers(0, n_images, n_images)], text[rng.integers(0, n_texts, n_texts)]
+        text[rng.random(n_texts) < 0.1] = 0
+    pairs = {(int(rng.integers(n_images)), one) for one in range(n_texts)}
+    pairs |= {(one, int(rng.integers(n_texts))) for one in range(n_images)}
+    return image, text, np.array(sorted(pairs))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_equal_to_ranks_in_memory(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "HEIGHT", 64)
+    monkeypatch.setattr(sharded, "WIDTH", 64)
+    image, text, pairs = case(seed)
+    kind = ("parquet", "safetensors")[seed % 2]
+    parts = write(tmp_path / "image", image, [1], kind=kind), write(tmp_path / "text", text, [1, 1, 40], kind=kind)
+    # cosines of different small whole numbers tie in exact arithmetic only: there the last bit decides, anywhere
+    exact = seed % 3 == 0
+    for normalize in (False,) if exact else (True, False):
+        expected = retrieval_ranks(image, text, pairs, normalize=normalize)
+        same(sharded_ranks(*parts, pairs, normalize=normalize, block=64), expected)
+    half = pairs[: len(pairs) // 2]
+    expected = retrieval_ranks(image, text, half, t2i_positives=pairs, missing="ignore", k=(2,), normalize=not exact)
+    found = sharded_ranks(*parts, half, t2i_positives=pairs, missing="ignore", k=(2,), normalize=not exact)
+    same(found, expected)
+
+
+def test_equal_to_ranks_in_memory_over_tiles_of_full_size(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    image = rng.standard_normal((1100, 32)).astype(np.float32)
+    text = np.concatenate([image + rng.standard_normal(image.shape) for _ in range(8)]).astype(np.float32)
+    text[rng.integers(0, 8800, 400)] = text[rng.integers(0, 8800, 400)]
+    pairs = np.stack([np.arange(8800) % 1100, np.arange(8800)], axis=1)
+    parts = write(tmp_path / "a", image, [900], group=500), write(tmp_path / "b", text, [10, 5000], group=3000)
+    expected = retrieval_ranks(image, text, pairs)
+    assert expected.i2t.ties.sum() > 20
+    same(sharded_ranks(*parts, pairs, block=1), expected)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_collapsed_embeddings_score_chance_over_all_shards(
+    tmp_path: Path, rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rounded:  # a machine whose float32 product depends on the place
+        answers = iter([False, True])
+        monkeypatch.setattr(sharded, "_same_everywhere", lambda *_: next(answers))
+    monkeypatch.setattr(sharded, "WIDTH", 128)
+    row = np.random.default_rng(0).standard_normal(33).astype(np.float32)
+    image, text = np.tile(row, (100, 1)), np.tile(row, (500, 1))
+    parts = write(tmp_path / "image", image, [30]), write(tmp_path / "text", text, [7, 400], group=50)
+    pairs = np.stack([np.arange(500) // 5, np.arange(500)], axis=1)
+    found = sharded_ranks(*parts, pairs)
+    same(found, retrieval_ranks(image, text, pairs))
+    assert summarize(found) == pytest.approx(summarize(found.blind()))
+
+
+def test_a_machine_without_an_exact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "_same_everywhere", lambda *_: False)
+    with pytest.raises(EvaluationError, match="unequal scores"):
+        find_product(64, 64, 3)
+    monkeypatch.undo()
+    assert not sharded._same_everywhere(lambda a, b: torch.arange(4.0).view(2, 2), 2, 2, 3)
+
+
+def test_a_product_that_changes_between_passes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = iter(range(100))
+    monkeypatch.setattr(sharded, "find_product", lambda *_: lambda a, b: a @ b.T + next(count))
+    image, text, pairs = case(2)
+    parts = write(tmp_path / "image", image, []), write(tmp_path / "text", text, [])
+    with pytest.raises(EvaluationError, match="two scores for one pair"):
+        sharded_ranks(*parts, pairs)
+
+
+def test_bad_rows_are_named_by_file(tmp_path: Path) -> None:
+    image, text, pairs = case(1)
+    text = text[:40]
+    pairs = pairs[pairs[:, 1] < 40]
+    text[17, 0] = np.nan
+    parts = write(tmp_path / "image", image, []), write(tmp_path / "text", text, [10])
+    with pytest.raises(EvaluationError, match=r"part-000001\.parquet, row 7 holds nan"):
+        sharded_ranks(*parts, pairs, missing="ignore")
+    huge = np.full((4, 2), 1e30, dtype=np.float32)
+    parts = write(tmp_path / "a", huge, []), write(tmp_path / "b", huge, [])
+    with pytest.raises(EvaluationError, match="do not fit float32"):
+        sharded_ranks(*parts, np.stack([np.arange(4)] * 2, axis=1), normalize=False)
+    with pytest.raises(EvaluationError, match="2 dimensions and text embeddings"):
+        sharded_ranks(parts[0], EmbeddingParts(tmp_path / "image"), pairs)
+
+
+def test_ranges_are_read_across_files(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    for kind in ("parquet", "safetensors"):
+        parts = write(tmp_path / kind, rows, [0, 11, 12, 40], kind=kind)
+        assert len(parts) == 50 and parts.width == 3
+        for start in range(0, 50, 7):
+            for stop in (start, start + 1, start + 20, 60):
+                assert np.array_equal(parts.read(start, stop), rows[start:stop])
+    assert parts.where(13).endswith("part-000003.safetensors, row 1")
+
+
+def test_pairs_of_ids(tmp_path: Path) -> None:
+    rows = np.eye(5, dtype=np.float32)
+    image, text = write(tmp_path / "a", rows, [2]), write(tmp_path / "b", rows, [3], kind="safetensors")
+    assert rows_of_pairs(image, text, [("id4", "0"), ("id0", "3")]).tolist() == [[4, 0], [0, 3]]
+    with pytest.raises(EvaluationError, match="image id 'id9' is not among the 5"):
+        rows_of_pairs(image, text, [("id9", "0")])
+    pyarrow.parquet.write_table(
+        pyarrow.parquet.read_table(tmp_path / "a" / "part-000000.parquet"), tmp_path / "a/z.parquet"
+    )
+    with pytest.raises(EvaluationError, match="the id 'id0' is there twice"):
+        EmbeddingParts(tmp_path / "a").ids()
+
+
+def test_files_that_are_no_embeddings_are_named(tmp_path: Path) -> None:
+    rows = np.eye(5, dtype=np.float32)
+    write(tmp_path / "a", rows, [])
+    (tmp_path / "a" / "q.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EvaluationError, match=r"q\.parquet: not a readable parquet file"):
+        EmbeddingParts(tmp_path / "a")
+    pyarrow.parquet.write_table(pyarrow.table({"id": ["x"]}), tmp_path / "a" / "q.parquet")
+    with pytest.raises(
+        EvaluationError, match=r"q\.parquet: expected a column 'vector' of lists of numbers; found 'id'"
+    ):
+        EmbeddingParts(tmp_path / "a")
+    pyarrow.parquet.write_table(pyarrow.table({"vector": [[1.0, 2.0]]}), tmp_path / "a" / "q.parquet")
+    with pytest.raises(EvaluationError, match=r"q\.parquet: vectors of width 2; those of .* have 5"):
+        EmbeddingParts(tmp_path / "a")
+    pyarrow.parquet.write_table(pyarrow.table({"vector": [[1.0, 2.0], [3.0], None]}), tmp_path / "ragged.parquet")
+    with pytest.raises(EvaluationError, match=r"ragged\.parquet: row group 0 holds a vector of another width"):
+        EmbeddingParts(tmp_path / "ragged.parquet").read(0, 3)
+    save_file({"a": torch.zeros(2, 2), "b": torch.zeros(2)}, tmp_path / "two.safetensors")
+    with pytest.raises(EvaluationError, match=r"two\.safetensors: expected one matrix, or one named 'vector'; found a"):
+        EmbeddingParts(tmp_path / "two.safetensors")
+    (tmp_path / "two.safetensors").write_bytes(b"x")
+    with pytest.raises(EvaluationError, match=r"two\.safetensors: not a readable safetensors"):
+        EmbeddingParts(tmp_path / "two.safetensors")
+    with pytest.raises(EvaluationError, match="no such file"):
+        EmbeddingParts(tmp_path / "none.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EvaluationError, match=r"no \.parquet or \.safetensors"):
+        EmbeddingParts(tmp_path / "empty")

@@ -1,0 +1,207 @@
+"""Whole runs on pictures without captions: targets, hooks, labels, micro-batches."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jointembed import build, distributed, runs
+from jointembed.data.loader import slice_rows
+from jointembed.data.records import ImageData
+from jointembed.errors import RecipeError
+from jointembed.model import JointEmbedding
+from jointembed.recipe import Recipe, load_recipe
+from jointembed.runs_labels import evaluate_task
+from jointembed.training import checkpoint as checkpoints
+
+RECIPE = """
+name: pictures
+views: {view1: net, view2: net}
+branches:
+  net:
+    encoder: {name: torchvision, model: resnet18, widen: 0.125, small_input: true}
+    expander: {name: mlp, widths: [16, 8], norm: none}
+objective: {name: vicreg}
+data:
+  train: {name: image_folder, path: ROOT, split: train}
+  validation: {name: image_folder, path: ROOT, split: test}
+  image: {name: vicreg, size: 16}
+  image_evaluation: {name: resize, size: 16}
+loader: {batch: 8}
+optimizer: {name: sgd, lr: 1e-3}
+schedule: {name: cosine}
+training: {epochs: 2, precision: fp32, log_every: 1, health_every: 2}
+evaluation: {evaluators: [{name: knn, k: [3]}, {name: collapse}]}
+"""
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    write_pictures(tmp_path / "pictures")
+    path = tmp_path / "pictures.yaml"
+    path.write_text(RECIPE.replace("ROOT", str(tmp_path / "pictures")))
+    return lambda *overrides: build.check(load_recipe(path, overrides))
+
+
+def write_pictures(root: Path, counts: dict[str, int] | None = None, size: int = 20) -> None:
+    """Two classes that differ in colour."""
+    rng = np.random.default_rng(0)
+    for split, count in (counts or {"train": 8, "test": 4}).items():
+        for number, name in enumerate(("dark", "light")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(100 * number, 100 * number + 120, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoints.newest(run / "checkpoints")
+    assert saved is not None
+    return saved.model
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_is_trained_judged_and_costed(make: Make, tmp_path: Path) -> None:
+    recipe = make()
+    assert recipe.evaluation.select == "knn3_top1" and recipe.evaluation.embedding == "h"
+    state = runs.train(recipe, tmp_path / "run")
+    record = runs.evaluate_features(tmp_path / "run", "validation")
+    assert record["metrics"]["knn3_top1"] == pytest.approx(state["best"])
+    assert record["metrics"]["knn3_top1"] > 50 and record["metrics"]["rankme"] > 1
+    cost = json.loads((tmp_path / "run" / "cost.json").read_text())
+    assert cost["seconds"] > 0 and cost["samples_per_second"] > 0 and cost["peak_process_bytes"] > 1e8
+
+
+def test_labels_do_not_reach_an_unsupervised_objective(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.train(make("training.probe=true"), tmp_path / "one")
+
+    def permuted(recipe: Recipe, split: str) -> ImageData:
+        data = build.dataset(recipe, split)
+        assert isinstance(data, ImageData) and data.labels is not None
+        return dataclasses.replace(data, labels=np.random.default_rng(5).permutation(data.labels))
+
+    monkeypatch.setattr(runs, "dataset", permuted)
+    runs.train(make("training.probe=true"), tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    trained = {name for name in one if name.startswith("branches.")}
+    assert len(trained) > 50 and all(torch.equal(one[name], two[name]) for name in trained)
+    assert any(not torch.equal(one[name], two[name]) for name in set(one) - trained)  # the probe did see them
+
+
+def batch_of(recipe: Recipe, model: JointEmbedding) -> dict[str, torch.Tensor]:
+    samples = build.make_samples(recipe, build.dataset(recipe, "train"), None)
+    return samples.__getitems__([(0, number) for number in range(8)])
+
+
+@pytest.mark.parametrize("objective", ["{name: byol, predictor_width: 8}", "{name: moco, queue: 32}", "{name: vicreg}"])
+def test_micro_batches_with_a_target_give_the_gradient_of_one_pass(make: Make, objective: str) -> None:
+    from accelerate import Accelerator
+
+    from jointembed.training.loop import forward_backward
+
+    recipe = make(f"objective={objective}", "regularize={variance: 1.0, covariance: 0.1}")
+    torch.manual_seed(0)
+    model = build.make_model(recipe, None, samples=16).double()
+    model.train()
+    for module in model.modules():  # batch norm sees a micro-batch at a time: not here
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            module.eval()
+    batch = batch_of(recipe, model)
+    model.before_step(batch)
+    found = []
+    for micro_batch in (None, 3):
+        model.zero_grad()
+        terms = forward_backward(model, model, batch, Accelerator(cpu=True), micro_batch)
+        found.append((terms, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (whole, gradients), (parts, of_parts) = found
+    assert len(gradients) == len(of_parts) > 10
+    torch.testing.assert_close(whole["loss"], parts["loss"], rtol=1e-10, atol=1e-10)
+    for one, other in zip(gradients, of_parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert distributed.world() == 1 and len(slice_rows(batch, 0, 3)["index"]) == 3
+
+
+def test_the_target_follows_and_survives_a_resume(make: Make, tmp_path: Path) -> None:
+    overrides = ("objective={name: byol, predictor_width: 8, momentum: 0.5}", "training.save_every=0.5")
+    runs.train(make(*overrides), tmp_path / "whole")
+    final = weights(tmp_path / "whole")
+    names = [name for name in final if name.startswith("targets.net.encoder") and name.endswith("conv1.weight")]
+    assert names and any(not torch.equal(final[name], final[name.replace("targets", "branches")]) for name in names)
+    half = tmp_path / "half"
+    (half / "checkpoints").mkdir(parents=True)
+    (half / "recipe.yaml").write_text((tmp_path / "whole" / "recipe.yaml").read_text())
+    first = checkpoints.complete(tmp_path / "whole" / "checkpoints")[0]
+    first.rename(half / "checkpoints" / first.name)
+    runs.train(make(*overrides), half, resume=True)
+    assert same(weights(half), final)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("views={view1: net, view3: net}", "views.view3: the data gives no such view; did you mean 'view"),
+        ("evaluation.evaluators=[{name: retrieval}]", "evaluation.evaluators.0: retrieval does not fit"),
+        ("evaluation.views=[left]", "evaluation.views: no view 'left'"),
+        ("data.image_evaluation=null", "data.image_evaluation: missing"),
+        ("data.text={name: words}", "data.text: the data set image_folder has no captions"),
+        ("objective={name: byol, momentum: 2}", "objective.momentum"),
+    ],
+)
+def test_bad_recipes_are_refused_by_the_path(make: Make, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make(override)
+
+
+def test_plain_accumulation_is_refused_and_names_the_exact_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(RecipeError, match="training.micro_batch"):
+        make()
+
+
+def test_different_branches_are_refused_with_the_reason(make: Make) -> None:
+    two = "branches.other={encoder: {name: torchvision, model: resnet18}}"
+    with pytest.raises(RecipeError, match="BYOL needs one branch for all views"):
+        make(two, "views={view1: net, view2: other}", "objective={name: byol}")
+
+
+def test_tasks_with_labels_start_from_the_run_and_leave_their_records(make: Make, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    runs.train(make(), run)
+    short = ["training.epochs=3", "evaluation.every=3", "loader.batch=8"]
+    linear = evaluate_task(run, "linear", short)
+    assert set(linear["metrics"]) == {"linear_top1", "linear_top5"} and 0 <= linear["metrics"]["linear_top1"] <= 100
+    record = json.loads((run / "evaluation" / "validation-linear" / "metrics.json").read_text())
+    assert record["task"] == "linear" and record["metrics"] == linear["metrics"]
+    before = JointEmbedding.from_pretrained(run).branches["net"].get_submodule("encoder").state_dict()
+    after = (
+        JointEmbedding.from_pretrained(run / "tasks" / "linear").branches["net"].get_submodule("encoder").state_dict()
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)  # frozen, batch norm statistics too
+    semi = evaluate_task(run, "semi10", [*short, "data.train.fraction=0.5"])
+    tuned = (
+        JointEmbedding.from_pretrained(run / "tasks" / "semi10").branches["net"].get_submodule("encoder").state_dict()
+    )
+    assert any(not torch.equal(before[name], tuned[name]) for name in before)
+    assert "semi10_top1" in semi["metrics"]
+    recipe = load_recipe(run / "tasks" / "semi10" / "recipe.yaml")
+    assert recipe.branches["net"].lr_scale == pytest.approx(0.1) and recipe.optimizer["lr"] == 0.1
+
+
+def test_a_task_that_is_none_is_refused(make: Make, tmp_path: Path) -> None:
+    runs.train(make(), tmp_path / "run")
+    with pytest.raises(RecipeError, match="did you mean 'linear'"):
+        evaluate_task(tmp_path / "run", "liner")
+    with pytest.raises(RecipeError, match=r"--task places205: say where its pictures are"):
+        evaluate_task(tmp_path / "run", "places205")
