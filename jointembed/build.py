@@ -14,6 +14,7 @@ from jointembed.branches import ENCODERS, EXPANDERS
 from jointembed.data import DATASETS, TOKENS, VIEWS
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.data.samples import CaptionSamples, ImageSamples, PictureView
+from jointembed.data.token_cache import cached_tokens
 from jointembed.data.tokens import Tokens
 from jointembed.errors import RecipeError
 from jointembed.evaluation import EVALUATORS
@@ -185,7 +186,8 @@ def make_samples(recipe: Recipe, train: Data, tokens: Tokens | None, cached: Ten
     if isinstance(train, ImageData):
         return ImageSamples(train, view, recipe.seed)
     assert tokens is not None  # captions have them
-    return CaptionSamples(train, view, tokens, recipe.data.captions, recipe.seed, cached=cached)
+    ids = cached_tokens(tokens, train.texts, train.fingerprint, cache_folder())
+    return CaptionSamples(train, view, tokens, recipe.data.captions, recipe.seed, cached=cached, ids=ids)
 
 
 def make_objective(recipe: Recipe) -> Objective:

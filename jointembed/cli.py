@@ -18,10 +18,8 @@ app = typer.Typer(
     help="Joint embeddings of pictures, words, or any two views: train, evaluate, use.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: get and check.")
-table_app = typer.Typer(no_args_is_help=True, help="The published tables, with what was measured beside them.")
 bench_app = typer.Typer(no_args_is_help=True, help="Speed and memory, side by side with the alternatives.")
 app.add_typer(data_app, name="data")
-app.add_typer(table_app, name="table")
 app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Keys of the recipe to set.")]
@@ -49,6 +47,7 @@ def train(
     allow_changed: Annotated[
         bool, typer.Option("--allow-changed", help="Resume although recipe, data or ranks changed.")
     ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a step goes.")] = False,
 ) -> None:
     """Train a model by a recipe, and report on it."""
     from jointembed import build, distributed, runs
@@ -57,10 +56,12 @@ def train(
     checked = build.check(load_recipe(recipe, overrides or []))
     run = out or Path("runs") / checked.name
     try:
-        state = runs.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed)
+        state = runs.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed, profile=profile)
         main_rank = distributed.is_main()
     finally:
         distributed.shut_down()
+    if main_rank and profile:
+        _print_profile(run)
     if main_rank:  # alone from here on
         if state["best"] is not None:
             print(f"best validation {checked.evaluation.select} {state['best']:.1f} at step {state['best_step']}")
@@ -69,6 +70,21 @@ def train(
             _evaluate_run(run, split, None, None)
         else:
             _evaluate_features(run, split)
+
+
+def _print_profile(run: Path) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    profile = json.loads((run / "profile.json").read_text(encoding="utf-8"))
+    table = Table(title=f"a step, mean of {profile['steps']}")
+    for column in ("stage", "ms", "%"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for row in profile["stages"]:
+        table.add_row(row["stage"], f"{row['milliseconds']:.1f}", f"{row['percent']:.1f}")
+    Console().print(table)
 
 
 @app.command()
@@ -84,9 +100,14 @@ def evaluate(
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Explicit ground truth for the file (CxC, ECCV).")] = None,
     task: Annotated[
-        str | None, typer.Option(help="Of pictures with labels: linear, semi1, semi10, places205, inat18, by the loop.")
+        str | None,
+        typer.Option(
+            help="Of pictures with labels: linear, semi1, semi10, places205, inat18, by the loop; voc07, linear SVMs."
+        ),
     ] = None,
-    change: Annotated[list[str] | None, typer.Option("--set", help="a.b=c, a key of the task's recipe.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=c, a key of the task's recipe; of voc07 root=VOCdevkit.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted task.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the task anew.")] = False,
 ) -> None:
@@ -95,6 +116,8 @@ def evaluate(
         raise typer.BadParameter("give either a run folder or --embeddings FILE")
     if embeddings is not None:
         _evaluate_file(embeddings, protocol, truth)
+    elif run is not None and task == "voc07":
+        _evaluate_svm(run, change or [])
     elif run is not None and task is not None:
         from jointembed.runs_labels import evaluate_task
 
@@ -107,6 +130,15 @@ def evaluate(
             _evaluate_run(run, split, protocol, against)
         else:
             _evaluate_features(run, split)
+
+
+def _evaluate_svm(run: Path, change: list[str]) -> None:
+    from jointembed.runs_svm import evaluate_svm
+
+    keys = dict(one.partition("=")[::2] for one in change)
+    if set(keys) != {"root"}:
+        raise typer.BadParameter("--task voc07 takes one key, --set root=VOCdevkit")
+    _print_features(evaluate_svm(run, keys["root"]), run)
 
 
 def _evaluate_features(run: Path, split: str) -> None:
@@ -134,7 +166,7 @@ def _evaluate_run(run: Path, split: str, protocol: str | None, against: Path | N
     from jointembed import runs
     from jointembed.report.gallery import write_gallery
     from jointembed.report.html import write_report
-    from jointembed.report.tables import print_retrieval
+    from jointembed.report.retrieval import print_retrieval
 
     console = Console()
     result = runs.evaluate_run(run, split, protocol)
@@ -158,7 +190,7 @@ def _evaluate_file(path: Path, protocol: str | None, truth: Path | None) -> None
     from rich.console import Console
 
     from jointembed import runs
-    from jointembed.report.tables import print_retrieval
+    from jointembed.report.retrieval import print_retrieval
 
     Console().print(print_retrieval(runs.evaluate_file(path, protocol or "full", truth)))
 
@@ -301,6 +333,22 @@ def search(
 
 
 @app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any other lets others see the pictures.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    top: Annotated[int, typer.Option(min=1, max=100, help="Answers to a question.")] = 24,
+    verify: Annotated[bool, typer.Option(help="Compare the SHA-256 of every file of the index.")] = True,
+) -> None:
+    """Search an index on a local web page, by words or by a picture."""
+    from jointembed.inference.serve import serve as run
+
+    run(folder, host=host, port=port, top=top, verify=verify)
+
+
+@app.command()
 def classify(
     source: Annotated[str, typer.Argument(help="Index of pictures; or, with PICTURES, a run, model folder or hub id.")],
     pictures: Annotated[list[Path] | None, typer.Argument(help="Picture files; the rows of the index if none.")] = None,
@@ -338,6 +386,48 @@ def _print_ranked(heads: list[str], rows: Sequence[tuple[str, ...]]) -> None:
     for rank, cells in enumerate(rows, start=1):  # a file name may hold control characters, a terminal obeys them
         table.add_row(str(rank), *(Text(cell if cell.isprintable() else ascii(cell)) for cell in cells))
     Console().print(table)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder for the graphs and the JSON beside each.")],
+    form: Annotated[str, typer.Option("--format", help="torch (torch.export), or onnx.")] = "torch",
+    branch: Annotated[str | None, typer.Option(help="Only this branch.")] = None,
+    normalize: Annotated[bool, typer.Option(help="Let the graphs scale their vectors to length 1.")] = True,
+) -> None:
+    """Export each branch, centring included, as a graph for other runtimes; compared with torch before it is kept."""
+    from jointembed.inference.export import SUFFIX, export_model
+
+    if form not in SUFFIX:
+        raise typer.BadParameter(f"no format {form!r}; there are {', '.join(SUFFIX)}")
+    for one in export_model(source, out, form=form, branch=branch, normalize=normalize):
+        print(f"{one.file}: within {one.difference:.1e} of torch; how to feed it: {one.description}")
+
+
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the pictures; RUN/plots if not given.")] = None,
+    split: Annotated[str | None, typer.Option(help="What is embedded; validation if there is one.")] = None,
+    tsne: Annotated[bool, typer.Option("--tsne", help="Draw the map by t-SNE instead of PCA.")] = False,
+) -> None:
+    """Draw curves, spectrum, similarities of matched and unmatched pairs, and a map of the embeddings."""
+    from jointembed.runs_plots import plot_run
+
+    done = plot_run(run, out or run / "plots", split=split, tsne=tsne)
+    for path in done.files:
+        print(path)
+    for name, reason in done.skipped.items():
+        print(f"{name}: not drawn, {reason}")
+
+
+@app.command()
+def env() -> None:
+    """Print what a bug report needs: versions, hardware, threads, relevant variables; no secrets."""
+    from jointembed.environment import report
+
+    _print_json(report())
 
 
 @app.command()
@@ -393,6 +483,26 @@ def _evaluate_detector(run: Path, split: str | None) -> None:
     console.print(f"report: {write_detection_report(run)}", highlight=False, soft_wrap=True)
 
 
+@app.command("evaluate-parts")
+def evaluate_parts(
+    images: Annotated[Path, typer.Argument(help="Folder of embedded pictures: parquet or safetensors parts.")],
+    texts: Annotated[Path, typer.Argument(help="Folder of embedded texts.")],
+    pairs: Annotated[Path, typer.Argument(help="CSV with the columns image and text: ids that belong together.")],
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Pictures and texts in no pair are allowed: candidates, no queries.")
+    ] = False,
+) -> None:
+    """R@K of embeddings that do not fit in memory, exact, with ties and chance level."""
+    from jointembed.evaluation.parts import EmbeddingParts, read_pairs, rows_of_pairs
+    from jointembed.evaluation.retrieval import summarize
+    from jointembed.evaluation.sharded import sharded_ranks
+
+    image, text = EmbeddingParts(images), EmbeddingParts(texts)
+    rows = rows_of_pairs(image, text, read_pairs(pairs))
+    ranks = sharded_ranks(image, text, rows, missing="ignore" if unpaired else "refuse")
+    _print_json({"metrics": summarize(ranks), "chance": summarize(ranks.blind())})
+
+
 @data_app.command("check")
 def data_check(
     recipe: Annotated[Path, typer.Argument(help="Recipe whose data sets are read, every picture decoded.")],
@@ -443,15 +553,71 @@ def data_get(
         print(one)
 
 
-@table_app.command("retrieval")
-def table_retrieval(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders.")] = None,
-    form: Annotated[str, typer.Option("--format", help="markdown, json or html.")] = "markdown",
+@app.command()
+def baselines(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, of pictures with classes.")],
+    out: Annotated[Path, typer.Option(help="Folder, which `jointembed table` takes as it takes runs.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
 ) -> None:
-    """The paper's COCO image-text table beside what these runs measured."""
-    from jointembed.report.tables import retrieval_table
+    """Judge raw pixels and the untrained network as runs of this recipe are judged."""
+    from jointembed import build
+    from jointembed.recipe import load_recipe
+    from jointembed.runs_baselines import measure_baselines
 
-    _print_table(retrieval_table(runs or []), form)
+    for record in measure_baselines(build.check(load_recipe(recipe, overrides or [])), out, split):
+        print(f"{record['task']}, {record['data']}, {record['n_images']} pictures")
+        print("\n".join(f"  {name:<16} {value:8.2f}" for name, value in record["metrics"].items()))
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="imagenet, semi, transfer, flexibility, retrieval, ablation or cost.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them at any depth.")] = None,
+    form: Annotated[str, typer.Option("--format", help="markdown, json or html; of a plan markdown or json.")] = (
+        "markdown"
+    ),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the commands, one a line, with hours and memory.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="Of a plan: GPUs that share a training.")] = 8,
+    gpu: Annotated[str, typer.Option(help="Of a plan: V100, A100 or H100.")] = "V100",
+    scale: Annotated[str, typer.Option(help="Of a plan: full, or small for two cores.")] = "full",
+    measured: Annotated[
+        list[Path] | None, typer.Option("--runs", help="Of a plan: runs whose cost counts, not the paper's.")
+    ] = None,
+) -> None:
+    """One of the paper's tables beside what these runs measured; or the plan of how to fill it."""
+    from jointembed.recipe import nearest
+    from jointembed.report import paper
+
+    if name not in paper.TABLES:
+        raise typer.BadParameter(f"no table {name!r}{nearest(name, paper.TABLES)}")
+    if plan:
+        _print_plan(name, form, gpus, gpu, scale, [*(measured or []), *(runs or [])])
+        return
+    if form not in ("markdown", "json", "html"):
+        raise typer.BadParameter(f"no format {form!r}; there are markdown, json, html")
+    from jointembed.report.results import table_page
+
+    print(getattr(table_page(name, runs or []), form)())
+
+
+def _print_plan(name: str, form: str, gpus: int, gpu: str, scale: str, measured: list[Path]) -> None:
+    from jointembed.report.estimates import GPUS
+    from jointembed.report.planning import plan, plan_json, plan_text
+    from jointembed.report.plans import SCALES
+    from jointembed.report.read import find_runs
+
+    known = next((one for one in SCALES[name] if one == scale), None)
+    if known is None:
+        raise typer.BadParameter(f"no {scale!r} scale of {name}; there is {', '.join(SCALES[name])}")
+    if gpu not in GPUS:
+        raise typer.BadParameter(f"no GPU {gpu!r}; there are {', '.join(GPUS)}")
+    if form not in ("markdown", "json"):
+        raise typer.BadParameter(f"a plan has no format {form!r}; there are markdown, json")
+    planned = plan(name, known, gpus=gpus, kind=gpu, measured=find_runs(measured))
+    print(plan_json(planned) if form == "json" else plan_text(name, known, planned, gpus=gpus, kind=gpu))
 
 
 @bench_app.command("loss")
@@ -479,6 +645,35 @@ def bench_retrieval(
     _print_json(measure(images=images, texts=texts, dimension=dimension, repeats=repeats))
 
 
+@bench_app.command("retrieval-scale")
+def bench_retrieval_scale(
+    texts: Annotated[list[int] | None, typer.Option(help="Captions; give two or more, rising.")] = None,
+    images: Annotated[int, typer.Option(help="Pictures, each a query, with five captions.")] = 1000,
+    dimension: Annotated[int, typer.Option(help="Width of the embeddings.")] = 128,
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw seconds and memory in.")] = None,
+) -> None:
+    """Ranks from sharded files as the captions grow, in bounded memory, and what that says of a billion."""
+    from jointembed.bench.retrieval_scale import bench_retrieval_scale as measure
+    from jointembed.bench.retrieval_scale import plot as draw
+
+    found = measure(texts=texts or [10_000, 100_000, 1_000_000], images=images, dimension=dimension)
+    if plot is not None:
+        draw(found["rows"], plot)
+    _print_json(found)
+
+
+@bench_app.command("exactness")
+def bench_exactness(
+    out: Annotated[Path, typer.Option(help="Folder for the table, as Markdown and JSON.")] = Path("exactness"),
+    objective: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
+    costs: Annotated[bool, typer.Option(help="Also time covariance over ranks and measure micro-batches.")] = True,
+) -> None:
+    """Every objective on 2 and 4 processes, in micro-batches and resumed, against one process in one piece."""
+    from jointembed.bench.exactness import write_report
+
+    print(write_report(out, objectives=objective, costs=costs))
+
+
 @bench_app.command("search")
 def bench_search(
     rows: Annotated[list[int] | None, typer.Option(help="Vectors; 10k, 100k and 1M if not given.")] = None,
@@ -496,9 +691,3 @@ def _print_json(result: Any) -> None:
     import json
 
     print(json.dumps(result, indent=1))
-
-
-def _print_table(table: Any, form: str) -> None:
-    if form not in ("markdown", "json", "html"):
-        raise typer.BadParameter(f"no format {form!r}; there are markdown, json, html")
-    print(getattr(table, form)())

@@ -4,12 +4,19 @@ Every rank computes the loss of the global batch, and DDP averages the gradients
 gradient here gives a rank W times the gradient of its own rows, and backward needs no communication.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
+
+if TYPE_CHECKING:  # importing it takes half a second, and most runs have no shards
+    from torch.distributed.fsdp import FSDPModule
 
 T = TypeVar("T")
 BUCKET_BYTES = 25 * 2**20
@@ -119,11 +126,12 @@ def average_gradients(parameters: Iterable[Parameter], bucket_bytes: int = BUCKE
     """Average `.grad` over the ranks in place, as DDP does, in flat buckets.
 
     A gradient that is missing on some ranks counts as zeros there; missing on all of them it stays missing, as in one
-    process. The parameters must be the same, in the same order, on every rank.
+    process. The parameters must be the same, in the same order, on every rank. Parameters in shards are passed over:
+    their backward pass has averaged them.
     """
     if world() == 1:
         return
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [parameter for parameter in parameters if parameter.requires_grad and not _is_shard(parameter)]
     if not trained:
         return
     present = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
@@ -157,6 +165,76 @@ def _buckets(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
         buckets[-1].append(tensor)
         size += tensor.nbytes
     return buckets
+
+
+# -- parameters in shards (FSDP2) ------------------------------------------------------------------------------------
+
+
+def shard(core: Module, units: Iterable[Module]) -> None:
+    """Spread the parameters over all ranks, in place: each unit's apart, and those that are left with `core`.
+
+    A unit's parameters are whole only while its own `forward` runs, and again in its backward pass, which averages
+    the gradients over the ranks as DDP does. The optimizer must be made afterwards. With one rank nothing changes.
+
+    Args:
+        core: a module.
+        units: modules in it, inner ones before those around them.
+    """
+    if world() == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(_device().type, (world(),))
+    for unit in (*units, core):
+        fully_shard(unit, mesh=mesh)
+
+
+@contextmanager
+def unsharded(core: Module) -> Iterator[None]:
+    """All parameters whole on every rank, so that ranks may run forward passes without one another (evaluation)."""
+    units = sharded_units(core)
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shards put together, all else as it is; every rank calls it with the same names in the same order."""
+    return {name: getattr(tensor, "full_tensor", lambda own=tensor: own)() for name, tensor in tensors.items()}
+
+
+def spread(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, the same on every rank, in the shards of those in `like` that have their name and shape."""
+    found = {}
+    for name, tensor in tensors.items():
+        own: Any = like.get(name)
+        if _is_shard(own) and own.shape == tensor.shape:
+            from torch.distributed.tensor import distribute_tensor
+
+            place = own.device_mesh, own.placements
+            tensor = distribute_tensor(tensor.to(own.device), *place, src_data_rank=None)
+        found[name] = tensor
+    return found
+
+
+def _is_shard(tensor: object) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def sharded_units(core: Module) -> "list[FSDPModule]":
+    """The modules that `shard` has spread; none where it was not called."""
+    if world() == 1:
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in core.modules() if isinstance(module, FSDPModule)]
 
 
 # -- objects and agreement ------------------------------------------------------------------------------------------
@@ -205,6 +283,21 @@ def barrier() -> None:
     """Wait until every rank is here."""
     if world() > 1:
         distributed.barrier()
+
+
+def meet(file: Path, rank: int, world: int) -> None:
+    """Start a process group on gloo with the processes of this machine that give the same file, which must not exist.
+
+    Args:
+        file: where they find one another.
+        rank: of this process.
+        world: number of processes.
+    """
+    if Path("/sys/class/net/lo").exists():  # a host name that leads nowhere must not matter
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group(
+        "gloo", f"file://{file.resolve()}", rank=rank, world_size=world, timeout=timedelta(minutes=10)
+    )
 
 
 def shut_down() -> None:

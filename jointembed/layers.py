@@ -102,7 +102,7 @@ def pool_tokens(states: Tensor, length: Tensor, how: Pool) -> Tensor:
     if how == "cls":
         return states[:, 0]
     if how == "last":
-        return states[torch.arange(len(states), device=states.device), length - 1]
+        return states[torch.arange(states.shape[0], device=states.device), length - 1]  # len() would fix N in a graph
     valid = valid_positions(length, states.shape[1])[:, :, None]
     if how == "max":
         return states.masked_fill(~valid, float("-inf")).amax(dim=1)

@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -20,16 +20,14 @@ from jointembed.branches import ENCODERS, EXPANDERS
 from jointembed.branches.branch import Branch
 from jointembed.branches.target import forward_shuffled, make_target, update_target
 from jointembed.data import VIEWS
-from jointembed.data.pictures import open_picture
+from jointembed.data.forms import Picture, as_view, is_one
 from jointembed.data.samples import Batch, PictureView
 from jointembed.data.tokens import Tokens, pad
 from jointembed.errors import DataError, JointEmbedError, WeightsError
+from jointembed.hub import FORMAT, model_folder, push, read_config
 from jointembed.layers import Embedding
 from jointembed.objectives.objective import Embed, Objective, ViewShape
 from jointembed.objectives.statistics import mean_absolute_correlation, rankme, std_per_dimension
-
-FORMAT = 1
-Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class JointEmbedding(nn.Module):
@@ -67,7 +65,9 @@ class JointEmbedding(nn.Module):
         self.targets: nn.ModuleDict | None = None  # EMA copies of the branches, made by attach
         self.probe: nn.Module | None = None  # reads representations and labels, teaches the branches nothing
         self.image, self.tokens, self.config, self.embedding = image, tokens, config or {}, embedding
+        self.card: str | None = None  # the model card that it was loaded with, saved again with it
         self.watch = False  # whether forward adds the health of the embeddings to its terms
+        self.stage: Callable[[str], AbstractContextManager[None]] = _untimed  # a profiler's clock
         for view in views:
             self.register_buffer(f"centre_{view}", torch.zeros(self.width(view)))
 
@@ -110,6 +110,10 @@ class JointEmbedding(nn.Module):
         if followed:
             self.targets = nn.ModuleDict({name: make_target(self.branches[name]) for name in sorted(followed)})
 
+    def units(self) -> list[nn.Module]:
+        """What `distributed.shard` keeps together: each branch, each EMA target, the objective."""
+        return [*self.branches.values(), *(self.targets or {}).values(), self._objective()]
+
     def embed(self, batch: Batch) -> dict[str, Embedding]:
         """Representation and embedding of every online view of the batch: the first of the two calls of a step."""
         missing = [view for view in self.views if view not in batch]
@@ -149,7 +153,10 @@ class JointEmbedding(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Both calls of a step: batch in, named terms out, one of them `loss`."""
-        return self.terms(self.embed(batch), batch, self.embed_target(batch))
+        with self.stage("forward"):
+            online, target = self.embed(batch), self.embed_target(batch)
+        with self.stage("loss"):
+            return self.terms(online, batch, target)
 
     def start_epoch(self, epoch: int, embed: Embed) -> None:
         """Hook of the loop before the first step of an epoch."""
@@ -182,7 +189,7 @@ class JointEmbedding(nn.Module):
 
     def encode(
         self,
-        inputs: Sequence[Any],
+        inputs: Any,
         view: str,
         *,
         batch_size: int = 64,
@@ -190,45 +197,49 @@ class JointEmbedding(nn.Module):
         device: str | torch.device | None = None,
         show_progress: bool = False,
         convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> np.ndarray | Tensor:
-        """Embed texts or pictures.
+        """Embed texts, pictures or sounds.
 
         Args:
-            inputs: texts, or pictures as paths, PIL images, (H, W, 3) arrays, (3, H, W) uint8 tensors; a whole
-                `datasets` column will do.
-            view: which view they are; a view whose first input is a `str` in a text branch is text.
+            inputs: a list of texts; of pictures as paths, bytes of files, PIL images, (H, W, 3) uint8 arrays,
+                (3, H, W) uint8 tensors, or float tensors prepared as the model's pipeline prepares them; of sounds as
+                paths of wav files or (T,) float waveforms at the pipeline's rate. A `datasets` column and a batch
+                (N, ...) of such arrays will do, and so will a single input.
+            view: which view they are.
             batch_size: how many go through the branch at once.
             normalize: scale each row to length 1.
             device: moved there first; None leaves the model where it is.
-            show_progress: draw a progress bar.
+            show_progress: draw a progress bar, on stderr.
             convert_to_numpy: numpy array instead of a CPU tensor.
+            convert_to_tensor: the CPU tensor, whatever `convert_to_numpy` says.
             precision: `bf16` runs the branch under autocast.
 
         Returns:
-            (N, D) float32, in the order of the inputs.
+            (N, D) float32, in the order of the inputs; of a single input, which is no list, its row (D,).
 
         Raises:
-            DataError: an input that is no picture or no text, by its number.
+            DataError: an input that is no picture, sound or text, by its number.
         """
-        if isinstance(inputs, str | bytes | Path | Image.Image):
-            raise DataError(f"encode takes a list of inputs, not one {type(inputs).__name__}")
-        is_text = self.reads_text(view)
+        pipeline = None if self.reads_text(view) else self._pipeline()
+        single = is_one(inputs, pipeline)
+        inputs = [inputs] if single else inputs if hasattr(inputs, "__getitem__") else list(inputs)
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, found {batch_size}")
         if device is not None:
             self.to(device)
         was_training = self.training
         self.eval()
         rows: list[Tensor] = []
         try:
-            texts = self._token_lists(inputs) if is_text else None
+            texts = self._token_lists(inputs) if pipeline is None else None
             order = sorted(range(len(inputs)), key=lambda i: len(texts[i])) if texts is not None else None
             numbers = order if order is not None else list(range(len(inputs)))
             with torch.inference_mode(), autocast(self.device, precision):
                 for start in _progress(range(0, len(inputs), batch_size), show_progress, f"encoding {view}"):
                     chosen = numbers[start : start + batch_size]
-                    batch = (
-                        pad([texts[i] for i in chosen]) if texts is not None else self._pictures(inputs, chosen, view)
-                    )
+                    batch = pad([texts[i] for i in chosen]) if texts is not None else self._views(inputs, chosen, view)
                     rows.append(self.vectors(view, _moved(batch, self.device)).float().cpu())
         finally:
             self.train(was_training)
@@ -236,19 +247,22 @@ class JointEmbedding(nn.Module):
         if order is not None and rows:
             result = torch.empty_like(result).index_copy_(0, torch.tensor(order), result)
         result = functional.normalize(result, dim=1) if normalize else result
-        return result.numpy() if convert_to_numpy else result
+        result = result[0] if single else result
+        return result.numpy() if convert_to_numpy and not convert_to_tensor else result
 
-    def encode_image(self, pictures: Sequence[Picture], **options: Any) -> np.ndarray | Tensor:
+    def encode_image(self, pictures: Sequence[Picture] | Picture, **options: Any) -> np.ndarray | Tensor:
         """`encode` for the view of pictures."""
         return self.encode(pictures, self.image_view, **options)
 
-    def encode_text(self, texts: Sequence[str], **options: Any) -> np.ndarray | Tensor:
+    def encode_text(self, texts: Sequence[str] | str, **options: Any) -> np.ndarray | Tensor:
         """`encode` for the view `text`."""
         return self.encode(texts, "text", **options)
 
     def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
-        """Cosine similarity of every row of `a` (N, D) with every row of `b` (M, D): (N, M) float32."""
-        first, second = (functional.normalize(torch.as_tensor(rows).float(), dim=-1) for rows in (a, b))
+        """Cosine of every row of `a` (N, D) with every row of `b` (M, D): (N, M) float32. A single row may be (D,)."""
+        first, second = (
+            functional.normalize(torch.atleast_2d(torch.as_tensor(rows).float()), dim=-1) for rows in (a, b)
+        )
         return first @ second.T
 
     def reads_text(self, view: str) -> bool:
@@ -263,23 +277,35 @@ class JointEmbedding(nn.Module):
                 raise DataError(f"text {number}: expected words, found {text!r}")
         return self.tokens.encode(list(texts))
 
-    def _pictures(self, pictures: Sequence[Any], numbers: Sequence[int], view: str) -> Tensor:
+    def _pipeline(self) -> PictureView:
         if self.image is None:
             raise WeightsError("this model has no picture pipeline; it cannot encode pictures")
-        key = view if view in self.image.views else self.image.views[0]
-        return torch.stack([self.image(as_picture(pictures[number], f"input {number}"))[key] for number in numbers])
+        return self.image
+
+    def _views(self, sources: Sequence[Any], numbers: Sequence[int], view: str) -> Tensor:
+        pipeline = self._pipeline()
+        key = view if view in pipeline.views else pipeline.views[0]
+        return torch.stack([as_view(pipeline, sources[number], key, f"input {number}") for number in numbers])
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: Path | str, card: str | None = None) -> None:
-        """Write safetensors, `config.json`, `tokenizer.json` and, where given, the model card; whole or not at all."""
+        """Write safetensors, `config.json`, `tokenizer.json` and the model card; whole or not at all.
+
+        Args:
+            folder: made here; one that is there is replaced.
+            card: Markdown; None writes the card that the model was loaded with, if any.
+        """
         folder = Path(folder)
+        card = self.card if card is None else card
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         save_model(_Saved(self), str(part / "model.safetensors"))
         config = {"format": FORMAT, "jointembed": __version__, **self.config, "branches": self._portable_branches()}
         (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+        # safetensors makes files that only their owner can read
+        (part / "model.safetensors").chmod((part / "config.json").stat().st_mode)
         if self.tokens is not None:
             self.tokens.save(part)
         if card is not None:
@@ -292,6 +318,24 @@ class JointEmbedding(nn.Module):
             shutil.rmtree(old, ignore_errors=True)
         else:
             part.rename(folder)
+
+    def push_to_hub(self, repo_id: str, *, card: str | None = None, **options: Any) -> str:
+        """Upload what `save_pretrained` writes; the card's example names the hub id.
+
+        Args:
+            repo_id: `owner/name`; made where it is missing.
+            card: as in `save_pretrained`.
+            options: of `jointembed.hub.push`: `private`, `token`, `revision`, `commit_message`, `create_pr`.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            WeightsError: what the hub or the network refused.
+        """
+        with TemporaryDirectory() as parent:
+            self.save_pretrained(Path(parent) / "model", card)
+            return push(Path(parent) / "model", repo_id, **options)
 
     def _portable_branches(self) -> dict[str, Any]:
         """The branch blocks, with the config of a transformers model in place of the folder or hub id it came from."""
@@ -310,7 +354,7 @@ class JointEmbedding(nn.Module):
             WeightsError: naming the file and what is wrong with it.
         """
         folder = model_folder(path)
-        config = _read_config(folder / "config.json")
+        config = read_config(folder / "config.json")
         tokens = Tokens.load(folder, config["max_length"]) if config.get("max_length") else None
         model = from_config(config, tokens)
         weights = folder / "model.safetensors"
@@ -318,6 +362,8 @@ class JointEmbedding(nn.Module):
             load_model(_Saved(model), str(weights), strict=True)
         except (RuntimeError, SafetensorError, OSError) as error:
             raise WeightsError(f"{weights}: {' '.join(str(error).split())[:600]}") from None
+        if (folder / "README.md").is_file():
+            model.card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         return model.to(device).eval()
 
 
@@ -381,61 +427,12 @@ def _named(table: Mapping[str, Any], block: dict[str, Any], *given: Any) -> Any:
     return table[block["name"]](*given, **arguments)
 
 
-def model_folder(path: Path | str) -> Path:
-    """The folder that holds `config.json`: a model folder, that of a run, or what the hub gave. Raises WeightsError."""
-    folder = Path(path)
-    for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if folder.exists():
-        raise WeightsError(f"{folder}: no config.json there, nor in its folder model/")
-    if str(path).count("/") != 1 or str(path).startswith((".", "/")):
-        raise WeightsError(f"{folder}: no such model folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise WeightsError(f"{path}: no such folder, and the hub did not give it ({type(error).__name__})") from None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
-        raise WeightsError(f"{path}: not the config of a jointembed model")
-    if config["format"] > FORMAT:
-        raise WeightsError(f"{path}: format {config['format']} is of a newer version; this one reads up to {FORMAT}")
-    for key in ("views", "branches"):
-        if not isinstance(config.get(key), dict):
-            raise WeightsError(f"{path}: key {key!r} is missing")
-    return config
+def _untimed(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _forward(branch: Branch, x: Any, maps: bool) -> Embedding:
     return branch(x, maps=maps)
-
-
-def as_picture(source: Any, label: str) -> Image.Image:
-    """Any of the forms a user has a picture in, as an RGB image. Raises DataError naming `label`."""
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    if isinstance(source, str | Path):
-        return open_picture(Path(source))
-    if isinstance(source, bytes):
-        return open_picture(source, name=label)
-    if isinstance(source, Tensor):
-        if source.ndim != 3 or source.shape[0] != 3 or source.dtype != torch.uint8:
-            raise DataError(f"{label}: a tensor must be (3, H, W) uint8, found {tuple(source.shape)} {source.dtype}")
-        return Image.fromarray(source.permute(1, 2, 0).cpu().numpy())
-    if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
-            raise DataError(f"{label}: an array must be (H, W, 3) uint8, found {source.shape} {source.dtype}")
-        return Image.fromarray(source)
-    raise DataError(f"{label}: not a picture but {type(source).__name__}")
 
 
 def health(embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -460,9 +457,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def _progress(steps: range, show: bool, label: str) -> Any:
     if not show:
         return steps
+    from rich.console import Console
     from rich.progress import track
 
-    return track(steps, description=label)
+    return track(steps, description=label, console=Console(stderr=True))
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

@@ -78,6 +78,7 @@ class TrainingRecipe:
     keep: Count = 2  # checkpoints
     trackers: list[str] = field(default_factory=list)
     batch_norm: Literal["global", "local"] = "global"  # statistics over the rows of all ranks, or of each
+    compile: bool = False  # the branches by torch.compile
     probe: bool = False  # an online linear probe on `h`; the labels teach it alone
 
 

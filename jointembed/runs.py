@@ -37,10 +37,11 @@ from jointembed.build import (
     view_pipeline,
 )
 from jointembed.data.loader import BatchPlan, make_loader, steps_per_epoch
+from jointembed.data.order import epoch_order
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.errors import CheckpointError, EvaluationError, RecipeError
 from jointembed.evaluation.collapse import diagnostics
-from jointembed.evaluation.evaluators import Features
+from jointembed.evaluation.evaluators import Collapse, Features
 from jointembed.evaluation.files import ground_truth, load_ranks, read_embeddings, save_ranks
 from jointembed.evaluation.intervals import intervals, paired_difference
 from jointembed.evaluation.online_probe import OnlineProbe
@@ -56,7 +57,7 @@ from jointembed.inference.embed import (
     set_centres,
 )
 from jointembed.layers import convert_batch_norm
-from jointembed.model import JointEmbedding
+from jointembed.model import JointEmbedding, from_config
 from jointembed.objectives.objective import Objective
 from jointembed.objectives.supervised import Supervised
 from jointembed.optim import SCHEDULES
@@ -65,12 +66,21 @@ from jointembed.training import checkpoint as checkpoints
 from jointembed.training.allocator import keep_freed_memory
 from jointembed.training.log import console
 from jointembed.training.loop import fit
+from jointembed.training.stages import Stages
+
+_SPREAD_ROWS = 4096  # of a data set, whose embeddings stand for all: an expander may be much wider than its encoder
 
 # -- training -------------------------------------------------------------------------------------------------------
 
 
 def train(
-    recipe: Recipe, run: Path, *, resume: bool = False, overwrite: bool = False, changed: bool = False
+    recipe: Recipe,
+    run: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    changed: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Train a checked recipe into a run folder; returns the loop's final state.
 
@@ -80,6 +90,7 @@ def train(
         resume: go on from the newest complete checkpoint.
         overwrite: empty an existing run folder first.
         changed: allow recipe, data or world size to differ from the checkpoint's.
+        profile: time the stages of the steps, and write them to `profile.json`.
     """
     accelerator = _accelerator(recipe, run)
     if accelerator.device.type == "cpu":
@@ -98,9 +109,16 @@ def train(
     if recipe.training.batch_norm == "global":
         convert_batch_norm(model, accelerator.device.type)
     model.to(accelerator.device)
+    if recipe.training.compile:
+        for branch in model.branches.values():
+            branch.compile()
     frozen = FrozenRows(recipe, model)
     rows = {split: frozen(one) for split, one in data.items()}
     samples = make_samples(recipe, data["train"], tokens, rows["train"])
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):  # set by `accelerate launch`
+        if recipe.optimizer["name"] == "lars":
+            raise RecipeError("optimizer.name: lars cannot run on parameters in shards (FSDP2); take adamw")
+        distributed.shard(model, model.units())
     world, batch = distributed.world(), recipe.loader.batch
     per_epoch = steps_per_epoch(len(samples), batch, recipe.loader.drop_last, world)
     steps = max(1, round(recipe.training.epochs * per_epoch))
@@ -113,6 +131,7 @@ def train(
         drop_last=recipe.loader.drop_last,
         rank=distributed.rank(),
         world=world,
+        order=epoch_order(samples.layout, len(samples), recipe.seed),
     )
     schedule = {key: value for key, value in recipe.schedule.items() if key != "name"}
     identity = {"recipe": _digest(recipe), "data": data["train"].fingerprint, "world": world, "precision": precision}
@@ -122,6 +141,7 @@ def train(
     if distributed.is_main():
         _announce(recipe, run, model, len(samples), steps, per_epoch, precision, frozen.active, saved)
     options = recipe.training
+    stages = Stages() if profile else None
     state = fit(
         model,
         lambda start: make_loader(
@@ -147,9 +167,13 @@ def train(
         validate_every=max(1, round(recipe.evaluation.every * per_epoch)),
         save_every=max(1, round(options.save_every * per_epoch)),
         keep=options.keep,
+        stages=stages,
     )
     if distributed.is_main():
         _write_cost(run, recipe, accelerator.device)
+        if stages is not None:
+            timed = [{"stage": one, "milliseconds": ms, "percent": share} for one, ms, share in stages.table()]
+            (run / "profile.json").write_text(json.dumps({"steps": stages.steps, "stages": timed}, indent=1))
     return state
 
 
@@ -219,6 +243,8 @@ def judge_features(
     if any(evaluator.needs_train for evaluator in evaluators):
         known = features_of(recipe, model, train, precision)
     asked = features_of(recipe, model, test, precision)
+    if any(isinstance(evaluator, Collapse) for evaluator in evaluators):
+        asked = asked._replace(z=_embeddings(recipe, model, asked.rows))
     numbers: dict[str, float] = {}
     for evaluator in evaluators:
         numbers |= evaluator(known, asked)
@@ -243,7 +269,33 @@ def features_of(recipe: Recipe, model: JointEmbedding, data: ImageData, precisio
         return Features(rows, label, model.objective.classifier(rows.to(model.device)).float().cpu())
 
 
+@torch.inference_mode()
+def _embeddings(recipe: Recipe, model: JointEmbedding, rows: Tensor) -> Tensor | None:
+    """(M, D) the expander's output for evenly spaced rows of representations; None where rows are embeddings already.
+
+    Args:
+        recipe: whose `evaluation.views` the rows are of.
+        model: in any mode, which is restored.
+        rows: (N, sum of widths) from `features_of`.
+    """
+    branches = [model.branch(view) for view in recipe.evaluation.views or [next(iter(recipe.views))]]
+    expanders = [branch.get_submodule("expander") for branch in branches]
+    if recipe.evaluation.embedding != "h" or not any(True for one in expanders for _ in one.parameters()):
+        return None
+    kept = torch.linspace(0, len(rows) - 1, min(len(rows), _SPREAD_ROWS)).round().long()
+    parts = rows[kept].split([branch.width for branch in branches], dim=1)
+    training = model.training
+    model.eval()
+    z = [expander(part.to(model.device)).float().cpu() for expander, part in zip(expanders, parts, strict=True)]
+    model.train(training)
+    return torch.cat(z, dim=1)
+
+
 def _publish(recipe: Recipe, run: Path, model: JointEmbedding) -> None:
+    if distributed.sharded_units(model):
+        weights = distributed.whole(model.state_dict())
+        model = from_config(model.config, model.tokens)
+        model.load_state_dict({name: weights[name] for name in model.state_dict()})
     if distributed.is_main():
         model.save_pretrained(run / "model", model_card(recipe.name, recipe.description, dump_recipe(recipe), run))
 

@@ -238,6 +238,7 @@ def test_the_command_trains_reports_and_evaluates_again(
 
 
 @pytest.mark.ddp
+@pytest.mark.timeout(1100)  # two starts of two processes, on a machine that may be shared
 def test_two_processes_train_and_evaluate_together(recipe_file: Path, tmp_path: Path) -> None:
     def command(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
         line = [
@@ -245,7 +246,7 @@ def test_two_processes_train_and_evaluate_together(recipe_file: Path, tmp_path: 
             "detect", str(recipe_file), "training.steps=4", "training.save_every=2", "--out", str(out), *more,
         ]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=500)
 
     whole = command(tmp_path / "two")
     assert whole.returncode == 0, whole.stderr[-2000:]

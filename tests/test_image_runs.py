@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from jointembed import build, distributed, runs
+from jointembed.branches import ENCODERS
 from jointembed.data.loader import slice_rows
 from jointembed.data.records import ImageData
 from jointembed.errors import RecipeError
@@ -205,3 +206,38 @@ def test_a_task_that_is_none_is_refused(make: Make, tmp_path: Path) -> None:
         evaluate_task(tmp_path / "run", "liner")
     with pytest.raises(RecipeError, match=r"--task places205: say where its pictures are"):
         evaluate_task(tmp_path / "run", "places205")
+
+
+def test_a_profile_says_where_the_time_goes(make: Make, tmp_path: Path) -> None:
+    for micro_batch in ("null", "3"):
+        run = tmp_path / micro_batch
+        runs.train(make(f"training.micro_batch={micro_batch}"), run, profile=True)
+        found = json.loads((run / "profile.json").read_text())
+        assert found["steps"] == 3  # of four: the first is warm-up
+        assert [row["stage"] for row in found["stages"]] == ["data", "forward", "loss", "backward", "optimizer"]
+        assert all(row["milliseconds"] > 0 for row in found["stages"])
+        assert sum(row["percent"] for row in found["stages"]) == pytest.approx(100)
+
+
+class Mean(torch.nn.Module):
+    """A branch that compiles in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 3
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x.float().mean((2, 3)) / 255
+
+
+def test_compiled_branches_train_the_same_and_are_saved_under_the_same_names(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENCODERS, "mean", Mean)
+    branch = "branches.net={encoder: {name: mean}, expander: {name: mlp, widths: [4], norm: none}}"
+    runs.train(make(branch), tmp_path / "plain")
+    runs.train(make(branch, "training.compile=true"), tmp_path / "compiled")
+    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[name].float(), compiled[name].float(), atol=1e-5) for name in plain)

@@ -1,12 +1,16 @@
 import json
+import os
 import pickle
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -56,21 +60,77 @@ def test_texts_come_back_in_their_order_for_any_batch_size(model: JointEmbedding
     assert model.encode_text([]).shape == (0, 16)
 
 
+def test_one_input_gives_one_row_as_in_sentence_transformers(model: JointEmbedding, tmp_path: Path) -> None:
+    assert np.array_equal(model.encode_text("red noise"), model.encode_text(["red noise"])[0])
+    array = picture()
+    Image.fromarray(array).save(tmp_path / "a.png")
+    [expected] = model.encode_image([array])
+    for one in (array, Image.fromarray(array), torch.from_numpy(array).permute(2, 0, 1), tmp_path / "a.png",
+                str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()):  # fmt: skip
+        row = model.encode_image(one)
+        assert row.shape == (16,) and np.abs(row - expected).max() < 1e-6
+    assert torch.equal(torch.as_tensor(model.encode_text("red", convert_to_tensor=True)).norm().round(), torch.ones(()))
+
+
+def test_batches_of_arrays_columns_and_iterators(model: JointEmbedding, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    arrays = np.stack([picture(0), picture(1), picture(2)])
+    expected = model.encode_image(list(arrays))
+    assert np.allclose(model.encode_image(arrays), expected, atol=1e-6)
+    assert np.allclose(model.encode_image(torch.from_numpy(arrays).permute(0, 3, 1, 2)), expected, atol=1e-6)
+    assert np.allclose(model.encode_image(iter(arrays)), expected, atol=1e-6)  # type: ignore[arg-type]
+    names = []
+    for number, array in enumerate(arrays):
+        names.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(array).save(names[-1])
+    data = Dataset.from_dict({"image": names, "words": ["red", "a dark noise", "blue"]})
+    data = data.cast_column("image", ImageFeature())
+    assert np.allclose(model.encode_image(data["image"], batch_size=2), expected, atol=1e-6)
+    assert np.allclose(model.encode_text(data["words"]), model.encode_text(["red", "a dark noise", "blue"]), atol=1e-6)
+    assert np.allclose(model.encode_text(np.array(["red", "blue"])), model.encode_text(["red", "blue"]))  # type: ignore[arg-type]
+
+
+def test_prepared_floats_go_to_the_branch_as_they_are(model: JointEmbedding) -> None:
+    assert model.image is not None
+    pixels = model.image(Image.fromarray(picture()))["image"].float() / 255
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    prepared = (pixels - mean) / std
+    expected = model.encode_image([picture()])
+    assert np.abs(model.encode_image(prepared[None]) - expected).max() < 1e-5
+    assert np.abs(model.encode_image(prepared) - expected[0]).max() < 1e-5
+
+
+def test_progress_goes_to_stderr_and_the_model_to_the_device(
+    model: JointEmbedding, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.train()
+    model.encode_text(["a", "b"], show_progress=True, device="cpu", batch_size=1)
+    out, err = capsys.readouterr()
+    assert not out and "encoding text" in err and model.training
+
+
 def test_similarity_is_the_cosine(model: JointEmbedding) -> None:
     a, b = torch.randn(3, 5), np.random.default_rng(0).normal(size=(2, 5))
     expected = torch.nn.functional.cosine_similarity(a[:, None], torch.from_numpy(b).float()[None], dim=-1)
     assert torch.allclose(model.similarity(a, b), expected, atol=1e-6)
+    assert torch.allclose(model.similarity(a[1], b), expected[1:2], atol=1e-6)
+    assert torch.allclose(model.similarity(a, b[0]), expected[:, :1], atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.encode_text("a dog"), "takes a list of inputs, not one str"),
+        (lambda m: m.encode_text("  "), "text 0: expected words"),
+        (lambda m: m.encode_text(["a"], batch_size=0), "batch_size must be at least 1, found 0"),
         (lambda m: m.encode_text(["a", " "]), "text 1: expected words"),
         (lambda m: m.encode_text([None]), "text 0: expected words"),
         (lambda m: m.encode_image([3]), "input 0: not a picture but int"),
         (lambda m: m.encode_image([np.zeros((4, 4))]), r"input 0: an array must be \(H, W, 3\) uint8"),
-        (lambda m: m.encode_image([torch.zeros(3, 4, 4)]), r"input 0: a tensor must be \(3, H, W\) uint8"),
+        (lambda m: m.encode_image([torch.zeros(4, 4, 3).byte()]), r"input 0: a tensor must be \(3, H, W\) uint8"),
+        (lambda m: m.encode_image([torch.zeros(3, 4, 4)]), r"input 0: .* pipeline does, \(3, 32, 32\).* \(3, 4, 4\)"),
+        (lambda m: m.encode_image(torch.full((1, 3, 32, 32), torch.nan)), "input 0: has values that are not finite"),
         (lambda m: m.encode_image(["absent.jpg"]), "absent.jpg: no such picture"),
         (lambda m: m.encode(["a"], "audio"), "no view 'audio' in this model; it has image, text"),
         (lambda m: m({"image": torch.zeros(1)}), "the batch has no view 'text'"),
@@ -86,7 +146,9 @@ def test_saved_and_loaded_alike(model: JointEmbedding, saved: Path) -> None:
     loaded = JointEmbedding.from_pretrained(saved)
     assert np.array_equal(loaded.encode_text(["a red photo"]), model.encode_text(["a red photo"]))
     assert np.array_equal(loaded.encode_image([picture()]), model.encode_image([picture()]))
-    assert (saved / "README.md").read_text() == "# a card"
+    assert (saved / "README.md").read_text() == "# a card" == loaded.card
+    loaded.save_pretrained(saved.parent / "again")
+    assert (saved.parent / "again" / "README.md").read_text() == "# a card"
     assert JointEmbedding.from_pretrained(saved.parent).config["name"] == "tiny"  # a run folder
     with pytest.raises(JointEmbedError, match="without an objective"):
         loaded(
@@ -101,6 +163,61 @@ def test_saving_replaces_the_folder_whole(model: JointEmbedding, saved: Path) ->
     (saved / "stale.txt").write_text("x")
     model.save_pretrained(saved)
     assert not (saved / "stale.txt").exists() and not list(saved.parent.glob(".model*"))
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_all_files_are_readable_as_the_umask_says(model: JointEmbedding, tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        model.save_pretrained(tmp_path / "model", card="# a card")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()} == {mode}
+
+
+class FakeHub:
+    """Stands in for `HfApi`, and keeps what it is given."""
+
+    calls: list[dict[str, Any]] = []
+    refuses = False
+
+    def __init__(self, token: str | None) -> None:
+        self.token = token
+
+    def create_repo(self, repo_id: str, **options: Any) -> Any:
+        if self.refuses:
+            raise LocalTokenNotFoundError("Token is required,\nrun `hf auth login`")
+        self.calls.append({"create": repo_id, "token": self.token, **options})
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload_folder(self, *, folder_path: Path, **options: Any) -> Any:
+        files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+        self.calls.append({"files": files, **options})
+        return huggingface_hub.CommitInfo(
+            commit_url="https://huggingface.co/me/dogs/commit/1", commit_message="", commit_description="", oid="1"
+        )
+
+
+def test_push_to_hub_uploads_what_is_saved(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(FakeHub, "calls", [])
+    model = JointEmbedding.from_pretrained(saved)
+    card = '# dogs\nmodel = JointEmbedding.from_pretrained("runs/dogs/model")\n'
+    address = model.push_to_hub("me/dogs", card=card, private=True, token="hf_x", revision="main")
+    assert address == "https://huggingface.co/me/dogs/commit/1"
+    made, sent = FakeHub.calls
+    assert made == {"create": "me/dogs", "token": "hf_x", "private": True, "exist_ok": True}
+    assert sent["repo_id"] == "me/dogs" and sent["revision"] == "main" and sent["create_pr"] is False
+    assert set(sent["files"]) == {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    assert b'from_pretrained("me/dogs")' in sent["files"]["README.md"]
+    for name, content in sent["files"].items():
+        (tmp_path / "got").mkdir(exist_ok=True)
+        (tmp_path / "got" / name).write_bytes(content)
+    again = JointEmbedding.from_pretrained(tmp_path / "got")
+    assert np.array_equal(again.encode_text("a red photo"), model.encode_text("a red photo"))
+    monkeypatch.setattr(FakeHub, "refuses", True)
+    with pytest.raises(WeightsError, match="me/dogs: the hub did not take the model .Token is required, run"):
+        model.push_to_hub("me/dogs")
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -119,6 +236,23 @@ def rename_key(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_encoder(folder: Path, **changes: object) -> None:
+    branches = json.loads((folder / "config.json").read_text())["branches"]
+    branches["text"]["encoder"] |= changes
+    change_config(folder, branches=branches)
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+
+
 class Trap:
     def __reduce__(self) -> tuple:
         return Path.touch, (Path("executed"),)
@@ -129,6 +263,15 @@ class Trap:
     [
         (rename_key, "wurds"),
         (cut, "model.safetensors"),
+        (lambda f: change_tensors(f, lambda t: t.pop("centre_text")), "centre_text"),
+        (lambda f: change_tensors(f, lambda t: t.update(centre_text=torch.zeros(3))), "centre_text"),
+        (lambda f: change_tensors(f, lambda t: t.update(more=torch.zeros(3))), "more"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "model.safetensors"),
+        (only_a_pickle, "model.safetensors"),
+        (lambda f: (f / "tokenizer.json").write_bytes(pickle.dumps(Trap())), "tokenizer.json"),
+        (lambda f: change_encoder(f, name="gruu"), "'gruu'; it does not fit version"),
+        (lambda f: change_encoder(f, hiden=3), "hiden"),
+        (lambda f: change_encoder(f, hidden=3), "model.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes(pickle.dumps(Trap())), "model.safetensors"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
         (lambda f: change_config(f, format=2), "format 2 is of a newer version"),

@@ -1,9 +1,7 @@
 """Retrieval over sharded files as the number of texts grows: seconds and memory, and what they say of a billion."""
 
-import multiprocessing
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,8 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from pyarrow.parquet import ParquetWriter
 
+from jointembed.bench.processes import Tensors, run_processes
 from jointembed.bench.retrieval import peak_mb, reset_peak
 from jointembed.errors import EvaluationError
 from jointembed.evaluation.parts import EmbeddingParts
@@ -34,7 +35,7 @@ def bench_retrieval_scale(
     repeats: int = 1,
     target: int = 1_000_000_000,
 ) -> dict[str, Any]:
-    """Measure `sharded_ranks` on parquet files, one process a size, and extrapolate.
+    """Measure `sharded_ranks` on parquet files, one process of one thread a size, and extrapolate.
 
     Every image is a query against all texts; five texts of each are its captions, and these are queries against all
     images; the other texts are only candidates. So the queries are the same at every size; the work is I x T scores.
@@ -47,9 +48,9 @@ def bench_retrieval_scale(
         target: T to extrapolate to.
 
     Returns:
-        `rows`, one a size (`texts`, `images`, `seconds`, `peak_mb` of the process, `added_mb` above what it had after
-        its imports, `i2t_R@1`); `formula` in words and numbers, from the last two sizes: both grow linearly in T at
-        a fixed I; and `extrapolated`, to the target.
+        `rows`, one a size (`texts`, `images`, `seconds`, `cpu_seconds` of the process, its `peak_mb`, `added_mb` above
+        what it had after its imports, `i2t_R@1`); `formula` in words and numbers, from the last two sizes: both grow
+        linearly in T at a fixed I; and `extrapolated`, to the target.
 
     Raises:
         EvaluationError: for sizes that do not rise, or are too small for the captions.
@@ -59,58 +60,54 @@ def bench_retrieval_scale(
         raise EvaluationError(
             f"texts {sizes}: expected two or more rising sizes, the first at least {CAPTIONS * images}"
         )
-    rows = []
+    rows: list[Row] = []
     for size in sizes:
         with TemporaryDirectory() as folder:
             write_parts(Path(folder), images, size, dimension)
-            rows.append(min((_measured(folder, images, size) for _ in range(repeats)), key=lambda row: row["seconds"]))
-    return {"rows": rows, "threads": torch.get_num_threads()} | extrapolate(rows, images, dimension, target)
+            found = [run_processes(1, work, folder, images, size)[0] for _ in range(repeats)]
+        best = min(found, key=lambda one: float(one["seconds"]))
+        names = ("seconds", "cpu_seconds", "peak_mb", "added_mb", "i2t_R@1")
+        rows.append({"texts": float(size), "images": float(images)} | {name: float(best[name]) for name in names})
+    return {"rows": rows} | extrapolate(rows, images, dimension, target)
 
 
 def extrapolate(rows: Sequence[Row], images: int, dimension: int, target: int) -> dict[str, Any]:
     """Lines through the last two measurements, and their values at `target` texts."""
     one, two = rows[-2:]
     span = two["texts"] - one["texts"]
-    slopes = {name: (two[name] - one[name]) / span for name in ("seconds", "peak_mb")}
+    slopes = {name: (two[name] - one[name]) / span for name in ("seconds", "cpu_seconds", "peak_mb")}
     starts = {name: two[name] - slope * two["texts"] for name, slope in slopes.items()}
     at = {name: starts[name] + slopes[name] * target for name in slopes}
     return {
-        "formula": (
-            f"T texts of width {dimension}, {images} images: "
-            f"seconds = {starts['seconds']:.3g} + {slopes['seconds']:.3g} T, "
-            f"peak MB = {starts['peak_mb']:.4g} + {slopes['peak_mb']:.3g} T"
-        ),
-        "extrapolated": {"texts": target, "seconds": at["seconds"], "peak_mb": at["peak_mb"]},
+        "formula": f"T texts of width {dimension}, {images} images: "
+        + ", ".join(f"{name} = {starts[name]:.4g} + {slope:.3g} T" for name, slope in slopes.items()),
+        "extrapolated": {"texts": target, **at},
     }
 
 
-def _measured(folder: str, images: int, texts: int) -> Row:
-    """One measurement, in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports once, and nothing of this process's memory
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(there, folder, images, texts, torch.get_num_threads()))
-    process.start()
-    there.close()
-    try:
-        return here.recv()
-    except EOFError:
-        raise EvaluationError(f"the measurement of {texts} texts died") from None
-    finally:
-        process.join()
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """CPU seconds and peak memory over the number of texts, as PNG; all axes are logarithmic."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(1, 2)
+    for axis, key, label in zip(axes, ("cpu_seconds", "peak_mb"), ("CPU seconds", "peak memory, MB"), strict=True):
+        axis.loglog([row["texts"] for row in rows], [row[key] for row in rows], marker="o")
+        axis.set(xlabel="texts", ylabel=label)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
 
 
-def _work(connection: Connection, folder: str, images: int, texts: int, threads: int) -> None:
-    torch.set_num_threads(threads)
+def work(folder: str, images: int, texts: int) -> Tensors:
+    """One measurement, in a process of its own and on one thread."""
     before = reset_peak()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     owner = np.arange(CAPTIONS * images) // CAPTIONS
     pairs = np.stack([owner, np.arange(CAPTIONS * images)], axis=1)
     parts = EmbeddingParts(Path(folder) / "image"), EmbeddingParts(Path(folder) / "text")
     ranks = sharded_ranks(*parts, pairs, missing="ignore")
-    seconds, peak = time.perf_counter() - start, peak_mb()
-    row = {"texts": texts, "images": images, "seconds": seconds, "peak_mb": peak, "added_mb": peak - before}
-    connection.send(row | {"i2t_R@1": summarize(ranks)["i2t_R@1"]})
+    row = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    row |= {"peak_mb": peak_mb(), "added_mb": peak_mb() - before, "i2t_R@1": summarize(ranks)["i2t_R@1"]}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in row.items()}
 
 
 def write_parts(folder: Path, images: int, texts: int, dimension: int) -> None:

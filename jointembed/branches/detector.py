@@ -5,6 +5,8 @@ VICReg use it on VOC; on a feature pyramid (FPN, Lin et al. 2017); and with mask
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -53,6 +55,7 @@ class Detector(nn.Module):
         self.pixels, self.features, self.rpn, self.roi_heads = encoder.pixels, features, rpn, roi_heads
         self.rpn_weight, self._frozen = rpn_weight, tuple(frozen)
         self.watch = False  # the loop sets it; a detector has no embeddings to look at
+        self.stage: Callable[[str], AbstractContextManager[None]] = _untimed  # a profiler's clock
         for module in self._frozen:
             module.requires_grad_(False)
         heads = (rpn.head, roi_heads.box_predictor, roi_heads.mask_predictor)
@@ -74,10 +77,12 @@ class Detector(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The loss of a batch and its terms: objectness and box of proposals, class, box and mask of regions."""
-        images = self._padded(batch["images"])
-        features = self.features(images.tensors)
-        proposals, of_proposals = self.rpn(images, features, batch["targets"])
-        _, of_regions = self.roi_heads(features, proposals, images.image_sizes, batch["targets"])
+        with self.stage("forward"):
+            images = self._padded(batch["images"])
+            features = self.features(images.tensors)
+        with self.stage("loss"):
+            proposals, of_proposals = self.rpn(images, features, batch["targets"])
+            _, of_regions = self.roi_heads(features, proposals, images.image_sizes, batch["targets"])
         loss = sum(of_regions.values()) + self.rpn_weight * sum(of_proposals.values())
         return {"loss": loss, **of_proposals, **of_regions}
 
@@ -119,6 +124,10 @@ class Detector(nn.Module):
         for row, image, (high, wide) in zip(tensors, images, sizes, strict=True):
             row[:, :high, :wide] = self.pixels(image[None])[0]
         return ImageList(tensors.contiguous(memory_format=torch.channels_last), sizes)
+
+
+def _untimed(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _in_float32(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -186,7 +186,7 @@ class TextTransformer(nn.Module):
             )
         states = self.words(ids) + self.positions[: ids.shape[1]]
         if self.cls is not None:
-            states = torch.cat([self.cls.expand(len(ids), 1, -1), states], dim=1)
+            states = torch.cat([self.cls.expand(ids.shape[0], 1, -1), states], dim=1)
             length = length + 1
         padding = ~valid_positions(length, states.shape[1])
         states = self.dropout(states)

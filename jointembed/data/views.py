@@ -302,6 +302,7 @@ def luminance_chroma(
     *,
     size: int,
     scale: list[float],
+    ratio: list[float],
     interpolation: Interpolation,
     flip: float,
     jitter: list[float],
@@ -310,7 +311,7 @@ def luminance_chroma(
 ) -> Views:
     """`luminance` (1, H, W) and `chroma` (2, H, W): float planes of one crop, each scaled to -1 .. 1."""
     colour = Colour(jitter, jitter_p, flip=flip)
-    return Views([Crop(Opponents(space), size, Area(scale), interpolation, colour)])
+    return Views([Crop(Opponents(space), size, Area(scale, ratio), interpolation, colour)])
 
 
 def _pair_of(values: Sequence[float], name: str) -> None:
@@ -389,7 +390,7 @@ VIEWS: dict[str, Callable[..., Views]] = {
         jitter=[0.8, 0.8, 0.8, 0.2], jitter_p=0.8, grey=0.25,
     ),
     "cmc": row(
-        luminance_chroma, size=224, scale=[0.2, 1.0], interpolation="bilinear", flip=0.5,
+        luminance_chroma, size=224, scale=[0.2, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bilinear", flip=0.5,
         jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.0, space="lab",
     ),
 }  # fmt: skip

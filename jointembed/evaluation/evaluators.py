@@ -17,6 +17,7 @@ class Features(NamedTuple):
     rows: Tensor  # (N, R) float32
     label: Tensor | None  # (N,) int64
     scores: Tensor | None = None  # (N, C) of a model that was trained with labels
+    z: Tensor | None = None  # (M, D) embeddings of M <= N of them, where `rows` are representations
 
 
 class Retrieval:
@@ -70,18 +71,29 @@ class Classifier:
 
 
 class Collapse:
-    """Std per dimension (mean), mean absolute correlation and RankMe of the features of `test`."""
+    """Is the space of `test` used: of the features, and under `z_...` of the embeddings where they are there too.
 
-    numbers = ("std", "correlation", "rankme")
+    `std` is the mean over dimensions; `relative_std` the length of all standard deviations over the mean length of a
+    row, 0 for a point and 1 for rows around the origin, whatever their scale; `correlation` the mean absolute one of
+    different dimensions; `rankme` the number of dimensions in use (Garrido et al. 2023).
+    """
+
+    numbers = tuple(f"{of}{name}" for of in ("", "z_") for name in ("std", "relative_std", "correlation", "rankme"))
     needs_train = False
 
     def __call__(self, train: Features | None, test: Features) -> dict[str, float]:
         """The numbers."""
-        return {
-            "std": float(std_per_dimension(test.rows).mean()),
-            "correlation": mean_absolute_correlation(test.rows),
-            "rankme": rankme(test.rows),
-        }
+        return _spread(test.rows, "") | ({} if test.z is None else _spread(test.z, "z_"))
+
+
+def _spread(rows: Tensor, prefix: str) -> dict[str, float]:
+    std = std_per_dimension(rows)
+    return {
+        f"{prefix}std": float(std.mean()),
+        f"{prefix}relative_std": float(std.norm() / rows.norm(dim=1).mean().clamp_min(1e-12)),
+        f"{prefix}correlation": mean_absolute_correlation(rows),
+        f"{prefix}rankme": rankme(rows),
+    }
 
 
 def _labelled(features: Features | None) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Embeddings in many files, read a range of rows at a time: what `jointembed embed` writes, or safetensors."""
 
+import csv
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,8 +135,29 @@ class EmbeddingParts:
         return found
 
 
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """Which image and which text belong together: ids in a CSV file with the columns `image` and `text`.
+
+    Raises:
+        EvaluationError: naming the file, and the line that is not two ids.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.reader(file, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error})") from None
+    if not lines or lines[0] != ["image", "text"]:
+        raise EvaluationError(f"{path}: the first line is {lines[:1]}; expected the header image,text")
+    odd = next((number for number, line in enumerate(lines[1:], 2) if len(line) != 2 or not all(line)), None)
+    if odd is not None:
+        raise EvaluationError(f"{path}, line {odd}: {lines[odd - 1]}; expected the id of an image and that of a text")
+    return [(image, text) for image, text in lines[1:]]
+
+
 def rows_of_pairs(image: EmbeddingParts, text: EmbeddingParts, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """Pairs of ids as pairs of rows, (P, 2) int64. Raises EvaluationError naming an id that is not there."""
+    if not pairs:
+        raise EvaluationError("pairs: there are none")
     columns = []
     for side, parts, ids in zip(("image", "text"), (image, text), zip(*pairs, strict=True), strict=True):
         row = {one: number for number, one in enumerate(parts.ids())}

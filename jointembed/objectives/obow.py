@@ -121,8 +121,9 @@ class OBoW(Objective):
         label: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss`; and detached the mean of each kind of view, and the `perplexity` of the bags, mean over levels."""
+        assert target is not None  # as `needs` says
         vocabularies = [cast(Vocabulary, each) for each in self.vocabularies]
-        levels = ((target or {})[TEACHER].levels or ())[-len(vocabularies) :]
+        levels = (target[TEACHER].levels or ())[-len(vocabularies) :]
         wanted, found = ([each.words.shape[1] for each in vocabularies], [maps.shape[1] for maps in levels])
         if found != wanted:
             raise RecipeError(f"objective.channels: maps of {wanted} channels expected, the encoder gives {found}")

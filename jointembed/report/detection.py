@@ -21,7 +21,7 @@ from jointembed.evaluation.detection_voc import IGNORED, RIGHT, judge
 from jointembed.inference.detect import Detections
 from jointembed.report import curves
 from jointembed.report.html import duration, format_number
-from jointembed.report.tables import read_evaluations, read_json, read_recipe
+from jointembed.report.read import read_evaluations, read_json, read_recipe
 
 PICTURES = 12
 LONGER_SIDE = 480  # px of a drawn picture

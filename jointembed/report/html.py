@@ -14,7 +14,8 @@ from markupsafe import Markup
 from jointembed.data.pictures import inside
 from jointembed.errors import CheckpointError
 from jointembed.report import curves, paper
-from jointembed.report.tables import Evaluation, Number, method_of, read_evaluations, read_json, read_recipe
+from jointembed.report.read import Evaluation, method_of, read_evaluations, read_json, read_recipe
+from jointembed.report.tables import Number
 
 _RECALL = re.compile(r"i2t_R@(\d+)")
 _FEW_DIRECTIONS = 0.1  # of the dimensions

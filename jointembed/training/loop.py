@@ -19,6 +19,7 @@ from jointembed.objectives.objective import Embed
 from jointembed.optim.groups import set_lr
 from jointembed.training import checkpoint as checkpoints
 from jointembed.training.log import MetricsLog
+from jointembed.training.stages import Stages
 
 Validate = Callable[[JointEmbedding], Mapping[str, float]]
 
@@ -47,6 +48,7 @@ def fit(
     validate_every: int = 0,
     save_every: int = 0,
     keep: int = 2,
+    stages: Stages | None = None,
 ) -> dict[str, Any]:
     """Train to step `steps` and return the final state: step, best validation value and its step.
 
@@ -73,6 +75,7 @@ def fit(
         validate_every: steps between validations.
         save_every: steps between checkpoints.
         keep: checkpoints kept.
+        stages: clock of the stages of a step, for a profile.
 
     Raises:
         JointEmbedError: a loss or gradient that is not finite, before the step, on all ranks, with the sample names.
@@ -81,22 +84,27 @@ def fit(
     if resume is not None:
         checkpoints.restore(resume, core, optimizer)
         state = resume.state
-    model = accelerator.prepare_model(core)
+    model = core if distributed.sharded_units(core) else accelerator.prepare_model(core)
     parameters = [p for p in core.parameters() if p.requires_grad]
     core.train()
+    if stages is not None:
+        core.stage = stages
+    wait = batches if stages is None else lambda start: stages.waiting(batches(start))
     with MetricsLog(run, accelerator, first_step=state["step"], steps=steps, per_epoch=per_epoch) as log:
-        for step, cpu_batch in enumerate(batches(state["step"]), state["step"] + 1):
+        for step, cpu_batch in enumerate(wait(state["step"]), state["step"] + 1):
             batch = to_device(cpu_batch, accelerator.device)
             set_lr(optimizer, schedule(step - 1))
             core.watch = due(step, health_every, steps)
             if embed is not None and (step - 1) % per_epoch == 0:
-                core.start_epoch((step - 1) // per_epoch, embed)
+                with distributed.unsharded(core):
+                    core.start_epoch((step - 1) // per_epoch, embed)
             core.before_step(batch)
             terms = forward_backward(model, core, batch, accelerator, micro_batch)
             norm = gradient_norm(parameters, clip)
             check_finite(terms, norm, step, describe)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            with core.stage("optimizer"):
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             core.end_step(step / steps)
             state["step"] = step
             log.count(batch_rows(batch) * distributed.world())
@@ -105,7 +113,8 @@ def fit(
             if core.watch:
                 log.health(step, terms)
             if validate is not None and due(step, validate_every, steps):
-                values = log.validation(step, core, validate)
+                with distributed.unsharded(core):  # ranks may embed different numbers of batches
+                    values = log.validation(step, core, validate)
                 state |= keep_best(core, values, select, publish, state)
             if due(step, save_every, steps):
                 checkpoints.save(run / "checkpoints", core, optimizer, state, keep=keep)
@@ -125,13 +134,15 @@ def forward_backward(
     """Gradients of the global batch in `.grad`, and the terms; in one pass or in exact micro-batches."""
     rows = batch_rows(batch)
     if micro_batch is None or not distributed.any_rank(rows > micro_batch):
-        terms = model(batch)
-        accelerator.backward(terms["loss"])
+        with accelerator.autocast():  # already so inside a model that Accelerate has prepared
+            terms = model(batch)
+        with core.stage("backward"):
+            accelerator.backward(terms["loss"])
         return {name: value.detach() for name, value in terms.items()}
     parts = [slice_rows(batch, start, start + micro_batch) for start in range(0, rows, micro_batch)]
     buffers = {name: buffer.clone() for name, buffer in _branch_buffers(core)}
     randoms, pieces, targets = [], [], []
-    with torch.no_grad(), accelerator.autocast():
+    with torch.no_grad(), accelerator.autocast(), core.stage("forward"):
         for part in parts:
             randoms.append(_random_state())
             pieces.append(core.embed(part))
@@ -144,14 +155,16 @@ def forward_backward(
     target = None
     if targets[0] is not None:
         target = {view: _joined([piece[view] for piece in targets if piece]) for view in targets[0]}
-    with accelerator.autocast():
-        terms = core.terms(online, batch, target)
-    terms["loss"].backward()
+    with core.stage("loss"):
+        with accelerator.autocast():
+            terms = core.terms(online, batch, target)
+        terms["loss"].backward()
     for number, (part, state) in enumerate(zip(parts, randoms, strict=True)):
         _set_random_state(state)
-        with accelerator.autocast():
+        with accelerator.autocast(), core.stage("forward"):
             piece = core.embed(part)
-        _backward_piece(piece, online, number * micro_batch)
+        with core.stage("backward"):
+            _backward_piece(piece, online, number * micro_batch)
     _set_random_state(after)
     distributed.average_gradients(core.parameters())
     return {name: value.detach() for name, value in terms.items()}

@@ -18,9 +18,11 @@ def test_measures_each_size_and_draws_a_line() -> None:
 
 
 def test_the_line_is_that_through_the_last_two() -> None:
-    rows = [{"texts": t, "seconds": 9.0, "peak_mb": 9.0} for t in (1,)]
-    rows += [{"texts": t, "seconds": 2 + 3 * t, "peak_mb": 100 + 0.5 * t} for t in (10, 20)]
-    assert extrapolate(rows, 1, 1, 1000)["extrapolated"] == {"texts": 1000, "seconds": 3002, "peak_mb": 600}
+    rows = [{"texts": 1, "seconds": 9.0, "cpu_seconds": 9.0, "peak_mb": 9.0}]
+    rows += [{"texts": t, "seconds": 2 + 3 * t, "cpu_seconds": 1 + t, "peak_mb": 100 + 0.5 * t} for t in (10, 20)]
+    found = extrapolate(rows, 1, 1, 1000)
+    assert found["extrapolated"] == {"texts": 1000, "seconds": 3002, "cpu_seconds": 1001, "peak_mb": 600}
+    assert "seconds = 2 + 3 T, cpu_seconds = 1 + 1 T, peak_mb = 100 + 0.5 T" in found["formula"]
 
 
 def test_captions_lie_near_their_image(tmp_path: Path) -> None:

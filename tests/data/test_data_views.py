@@ -313,6 +313,17 @@ def test_a_box_says_where_the_view_lies_and_whether_it_is_flipped() -> None:
     assert flips == {0, 1}
 
 
+@pytest.mark.parametrize("size", [(60, 60), (90, 60), (60, 90)])
+def test_luminance_and_chroma_of_the_middle_for_evaluation(size: tuple[int, int]) -> None:
+    whole = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "flip": 0.0}
+    picture = photo(3, *size)
+    found = VIEWS["cmc"](size=60, **whole)(picture)
+    left, top = (size[0] - 60) // 2, (size[1] - 60) // 2
+    middle = torch.from_numpy(np.array(picture.crop((left, top, left + 60, top + 60)))).permute(2, 0, 1)
+    expected = augment.opponents(middle.contiguous(), "lab")
+    torch.testing.assert_close(torch.cat([found["luminance"], found["chroma"]]), expected)
+
+
 @pytest.mark.parametrize("name", ["pirl", "infomin_jigsaw"])
 def test_the_patches_of_a_jigsaw_keep_their_colours(name: str) -> None:
     grey = Image.new("RGB", (300, 300), (200, 20, 90))

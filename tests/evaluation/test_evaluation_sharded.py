@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from jointembed.cli import evaluate_parts
 from jointembed.errors import EvaluationError
 from jointembed.evaluation import sharded
 from jointembed.evaluation.parts import EmbeddingParts, rows_of_pairs
@@ -159,6 +161,25 @@ def test_pairs_of_ids(tmp_path: Path) -> None:
     )
     with pytest.raises(EvaluationError, match="the id 'id0' is there twice"):
         EmbeddingParts(tmp_path / "a").ids()
+
+
+def test_pairs_are_read_and_the_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, text, pairs = case(4)
+    write(tmp_path / "image", image, [3]), write(tmp_path / "text", text, [9])
+    file = tmp_path / "pairs.csv"
+    file.write_text("image,text\n" + "".join(f"id{one},id{other}\n" for one, other in pairs))
+    evaluate_parts(tmp_path / "image", tmp_path / "text", file)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["metrics"] == pytest.approx(summarize(retrieval_ranks(image, text, pairs)))
+    assert printed["chance"]["rsum"] < 600
+    for content, message in (
+        ("a,b\n", "expected the header"),
+        ("image,text\nid1\n", "line 2"),
+        ("image,text\n", "none"),
+    ):
+        file.write_text(content)
+        with pytest.raises(EvaluationError, match=message):
+            evaluate_parts(tmp_path / "image", tmp_path / "text", file)
 
 
 def test_files_that_are_no_embeddings_are_named(tmp_path: Path) -> None:

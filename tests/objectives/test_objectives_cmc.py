@@ -1,4 +1,5 @@
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from jointembed.errors import RecipeError
 from jointembed.layers import Embedding
 from jointembed.objectives.cmc import CMC, cmc_loss
 from jointembed.objectives.contrast import Partition
+from jointembed.objectives.memory import Bank
 from jointembed.objectives.objective import ViewShape
 from jointembed.objectives.statistics import BatchError
 
@@ -80,17 +82,18 @@ def embeddings() -> dict[str, Embedding]:
 def test_the_module_contrasts_each_view_with_the_memory_of_the_other(kind: str) -> None:
     objective = CMC(loss=kind, negatives=20)  # type: ignore[arg-type]
     objective.attach(SHAPES, samples=8)
-    objective.banks[1].rows.copy_(rows(8, seed=9))  # apart from the first one, as after some steps
+    banks = cast(list[Bank], list(objective.banks))
+    banks[1].rows.copy_(rows(8, seed=9))  # apart from the first one, as after some steps
     index, online = torch.tensor([5, 0, 7]), embeddings()
-    before = [bank.rows.clone() for bank in objective.banks]
-    drawn = objective.banks[0].draw(20)
+    before = [bank.rows.clone() for bank in banks]
+    drawn = banks[0].draw(20)
     terms = objective(online, index=index)
     assert terms.keys() == {"loss", "luminance_to_chroma", "chroma_to_luminance"}
     (a, b), double = (one.z.double() for one in online.values()), [rows.double() for rows in before]
     expected = cmc(kind, a, b, [one[index] for one in double], [one[drawn] for one in double], drawn == index[:, None])
     torch.testing.assert_close(terms["loss"].double(), expected, rtol=1e-5, atol=1e-5)
     objective.end_step(0.1)
-    for bank, old, z in zip(objective.banks, before, (a, b), strict=True):
+    for bank, old, z in zip(banks, before, (a, b), strict=True):
         assert (bank.rows != old).any(1).nonzero().flatten().tolist() == [0, 5, 7]
         moved = 0.5 * old[5] + 0.5 * (z[0] / z[0].norm()).float()
         torch.testing.assert_close(bank.rows[5], moved / moved.norm())

@@ -52,7 +52,8 @@ def test_statistics_are_those_of_each_place(n: int, d: int) -> None:
     z = (0.5 * rows(n, 3, d) + 2).requires_grad_()
     found = variance_and_covariance_of_places(z)
     expected = [
-        sum(term(z[:, m]) for m in range(3)) / 3 for term in (vicreg_reference.variance, vicreg_reference.covariance)
+        torch.stack([term(z[:, m]) for m in range(3)]).mean()
+        for term in (vicreg_reference.variance, vicreg_reference.covariance)
     ]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)

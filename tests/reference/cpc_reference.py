@@ -1,5 +1,7 @@
 """CPC v2, cell by cell: masked convolutions, directions and the InfoNCE loss without tensors of grids."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -46,11 +48,11 @@ def block(state: dict[str, Tensor], cells: dict[tuple[int, int], Tensor], side: 
     return found
 
 
-def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def cpc(h: Tensor, state: dict[str, Tensor], directions, steps, blocks: int, scale: float) -> Tensor:
+def cpc(h: Tensor, state: Mapping[str, Tensor], directions, steps, blocks: int, scale: float) -> Tensor:
     """The mean over directions, steps, pictures and cells; `state` holds the objective's parameters by name."""
     side = round(h.shape[1] ** 0.5)
     target = h @ state["projection.weight"].T + state["projection.bias"]
@@ -76,5 +78,5 @@ def cpc(h: Tensor, state: dict[str, Tensor], directions, steps, blocks: int, sca
                         prediction = scale * (head["weight"] @ context[ahead, aside] + head["bias"])
                         row, column = where(direction, side, ahead + step, aside)
                         errors.append(info_nce(prediction, target, picture, row * side + column))
-            tasks.append(sum(errors) / len(errors))
-    return sum(tasks) / len(tasks)
+            tasks.append(torch.stack(errors).mean())
+    return torch.stack(tasks).mean()

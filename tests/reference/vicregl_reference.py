@@ -49,8 +49,7 @@ def local(
     a: Tensor, b: Tensor, at_a: Tensor, at_b: Tensor, most=20, feature_most=None, coefficients=(25.0, 25.0, 1.0)
 ) -> Tensor:
     loss = a.new_zeros(())
-    for key_a, key_b, count in ((at_a, at_b, most), (a, b, feature_most)):
-        key_a, key_b = key_a.tolist(), key_b.tolist()
-        forth = one_way(a, b, key_a, key_b, count, coefficients)
-        loss = loss + (forth + one_way(b, a, key_b, key_a, count, coefficients)) / 2
+    for by_a, by_b, count in ((at_a, at_b, most), (a, b, feature_most)):
+        forth = one_way(a, b, by_a.tolist(), by_b.tolist(), count, coefficients)
+        loss = loss + (forth + one_way(b, a, by_b.tolist(), by_a.tolist(), count, coefficients)) / 2
     return loss
