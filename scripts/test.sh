@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv-test, installs the package with its development tools, runs lint, types, import layers and the tests.
+# Makes .venv-test, installs the package with its development tools, runs lint, types, import layers, documentation, tests.
+# usage: bash scripts/test.sh [pytest arguments]   (-m slow: the long fault and soak tests, which are run by command)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
@@ -20,4 +21,7 @@ $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy
 $bin/lint-imports
-$bin/python -m pytest -q "$@"
+site="$(mktemp -d)"
+trap 'rm -rf "$site"' EXIT
+NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --quiet --strict --site-dir "$site"  # a broken link is an error
+$bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" "$@"

@@ -91,7 +91,6 @@ def ask(line: str, clone: Path, environment: dict[str, str]) -> dict:
         server.communicate()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_first_ten_minutes(clone: Path, home: Path) -> None:
     environment = os.environ | {"HOME": str(home), "COLUMNS": "200"}

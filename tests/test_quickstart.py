@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_quickstart_finds_unseen_concepts(tmp_path: Path) -> None:
     """R@10 of chance is 5; the mean of five seeds is in the recipe's header, one seed may lie 7 below it."""

@@ -56,7 +56,6 @@ def test_a_run_is_judged_on_voc07_and_fills_its_cell(tmp_path: Path) -> None:
     path = tmp_path / "pictures.yaml"
     path.write_text(RECIPE.replace("ROOT", str(tmp_path / "pictures")))
     runs.train(build.check(load_recipe(path, ["training.epochs=0.5"])), tmp_path / "run")
-    )
     record = evaluate_svm(tmp_path / "run", str(tmp_path / "voc"))
     saved = json.loads((tmp_path / "run/evaluation/test-voc07/metrics.json").read_text())
     assert saved == record and record["n_images"] == 60 and 0 < record["metrics"]["svm_voc07"] <= 100

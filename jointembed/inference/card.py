@@ -1,76 +1,83 @@
-"""The model card that is saved with a model."""
+"""The model card that is saved with a model: recipe, data, measured numbers, intended use and limits."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment
+import yaml
+from jinja2 import Environment, PackageLoader
 
-_CARD = """---
-library_name: jointembed
-tags: [joint-embedding, image-text-retrieval]
----
-# {{ name }}
+from jointembed.environment import shortened
 
-{{ description or "An image-text joint embedding." }}
-
-## Use
-
-```python
-from jointembed import JointEmbedding
-
-model = JointEmbedding.from_pretrained("{{ run }}/model")
-images = model.encode_image(["photo.jpg"])
-texts = model.encode_text(["a dog runs"])
-print(model.similarity(images, texts))
-```
-
-## Measured
-{% for entry in measured %}
-`{{ entry.split }}`, protocol `{{ entry.protocol }}`, {{ entry.data }}, {{ entry.date }}:
-`{{ entry.command }}`
-
-| number | value | 95% interval | chance |
-|---|---|---|---|
-{% for name, value in entry.metrics.items() -%}
-| {{ name }} | {{ "%.2f" | format(value) }} | {{ interval(entry, name) }} | {{ chance(entry, name) }} |
-{% endfor %}
-{%- else %}
-Nothing was measured yet; `jointembed evaluate {{ run }} --split test` does it.
-{% endfor %}
-## Intended use and limits
-
-Ranking pictures by words and words by pictures, of the kind the model was trained on (see the recipe). A score is a
-cosine between embeddings: it orders answers, it is no probability. What the training captions never named, the model
-does not know; their errors and prejudices it has learnt.
-
-## Recipe
-
-```yaml
-{{ recipe }}```
-"""
+# what is said of a data set whose name stands in its block of the recipe; the first that fits is taken
+DATA_CARDS = {
+    "emoji": ("emoji", "Fluent Emoji (MIT), Noto Emoji (Apache-2.0), words after Unicode CLDR (Unicode License v3)"),
+    "flickr30k": ("flickr30k", "non-commercial research and education; the photographs belong to their authors"),
+    "flickr8k": ("flickr8k", "non-commercial research and education; the photographs belong to their authors"),
+    "coco_mini": ("coco_mini", "annotations CC BY 4.0; the photographs are under the licences of their authors"),
+    "coco": ("coco_captions", "annotations CC BY 4.0; the photographs are under the licences of their authors"),
+    "esc50": ("esc50", "Creative Commons Attribution-NonCommercial"),
+}
 
 
 def model_card(name: str, description: str, recipe: str, run: Path) -> str:
-    """Markdown of a model card, with the numbers of every evaluation that stands in the run folder."""
-    measured = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((run / "evaluation").glob("*/metrics.json"))
-    ]
+    """Markdown of a model card.
 
-    def interval(entry: dict, number: str) -> str:
-        low_high = entry.get("intervals", {}).get(number)
-        return f"{low_high[0]:.2f} to {low_high[1]:.2f}" if low_high else ""
-
-    def chance(entry: dict, number: str) -> str:
-        value = entry.get("chance", {}).get(number)
-        return "" if value is None else f"{value:.2f}"
-
-    template = Environment(autoescape=False).from_string(_CARD)  # Markdown, not HTML
+    Args:
+        name: of the model.
+        description: a sentence.
+        recipe: the resolved recipe as YAML text.
+        run: run folder; every evaluation in it is printed.
+    """
+    tree: dict[str, Any] = yaml.safe_load(recipe)
+    data = tree.get("data") or {}
+    texts, sounds = bool(data.get("text")), bool(data.get("audio"))
+    view = data.get("audio_evaluation") or data.get("image_evaluation") or data.get("image") or {}
+    selects = (tree.get("evaluation") or {}).get("select") if data.get("validation") else None
+    loader = PackageLoader("jointembed.inference")
+    template = Environment(loader=loader, autoescape=False, keep_trailing_newline=True).get_template("card.md.j2")
     return template.render(
         name=name,
         description=description,
-        recipe=recipe,
+        recipe=shortened(recipe),
         run=run.as_posix(),
-        measured=measured,
-        interval=interval,
-        chance=chance,
+        tags=["joint-embedding", *(["image-text-retrieval"] if texts else [])],
+        texts=texts,
+        sounds=sounds,
+        view=next(iter(tree.get("views") or {"image": ""})),
+        measured=[_entry(path) for path in sorted(run.glob("evaluation/*/metrics.json"))],
+        interval=_interval,
+        chance=_chance,
+        seed=tree.get("seed", 0),
+        selects=selects,
+        data=[(split, *_block(data[split])) for split in ("train", "validation", "test") if data.get(split)],
+        size=None if sounds else view.get("size"),
+        longest=(data.get("text") or {}).get("max_length"),
     )
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    return entry | {key: shortened(str(entry[key])) for key in ("command", "data") if key in entry}
+
+
+def _block(block: Mapping[str, Any]) -> tuple[str, str]:
+    """A data set's block in words, and the terms of the data set it names."""
+    given = ", ".join(f"{key} {value}" for key, value in block.items() if key != "name" and value is not None)
+    words = shortened(f"`{block['name']}` ({given})" if given else f"`{block['name']}`").replace("|", "\\|")
+    text = json.dumps(block).lower()
+    for word, (card, terms) in DATA_CARDS.items():
+        if word in text:
+            return words, f"{terms}; see `data_cards/{card}.md`"
+    return words, "not known to this card"
+
+
+def _interval(entry: Mapping[str, Any], number: str) -> str:
+    low_high = entry.get("intervals", {}).get(number)
+    return f"{low_high[0]:.2f} to {low_high[1]:.2f}" if low_high else ""
+
+
+def _chance(entry: Mapping[str, Any], number: str) -> str:
+    value = entry.get("chance", {}).get(number)
+    return "" if value is None else f"{value:.2f}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from anyio import CapacityLimiter, fail_after, to_thread
+from anyio import CapacityLimiter, fail_after, get_cancelled_exc_class, to_thread
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -53,17 +53,21 @@ class Queue:
 
     def __init__(self, threads: int, longest: int, seconds: float) -> None:
         """Of at most `longest` waiting requests, each for at most so many seconds."""
-        self.limiter, self.longest, self.seconds = CapacityLimiter(threads), longest, seconds
+        self.limiter, self.most, self.seconds = CapacityLimiter(threads), threads + longest, seconds
+        self.inside = 0
 
     async def run(self, work: Callable[[], T]) -> T:
         """The result of work done in a thread. Raises HTTPException 503 where too many wait, or for too long."""
-        if self.limiter.statistics().tasks_waiting >= self.longest:
+        if self.inside >= self.most:
             raise busy()
+        self.inside += 1
         try:
             with fail_after(self.seconds):
                 return await to_thread.run_sync(work, limiter=self.limiter)
         except TimeoutError:
             raise busy() from None
+        finally:
+            self.inside -= 1
 
 
 class Guard:
@@ -80,18 +84,26 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
 
+        started = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
         request = Request(scope, receive)
+        error = HTTPException(400, "this name is not served; ask by the address in numbers or by localhost")
         if is_own(request.headers.get("host", ""), self.names):
-            await self.app(scope, receive, with_headers)
-        else:
-            error = HTTPException(400, "this name is not served; ask by the address in numbers or by localhost")
+            try:
+                await self.app(scope, receive, with_headers)
+                return
+            except get_cancelled_exc_class():  # Ctrl-C, and the time to finish is over: no traceback for that
+                error = HTTPException(503, "the server has been ended")
+        if not started:
             await (await self.refuse(request, error))(scope, receive, with_headers)
 
 

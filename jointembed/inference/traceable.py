@@ -1,7 +1,7 @@
 """Branches in a form that torch.export and ONNX can trace: one graph for every batch size and caption length."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,8 @@ class UnpackedGRU(nn.Module):
         backwards = (length[:, None] - 1 - position).clamp_min(0)  # (N, T); beyond the end anything will do
         both: list[Tensor] = []
         for layer in self.layers:
-            forward, *backward = layer  # type: ignore[misc]  # a ModuleList
-            both = [forward(states), *(_reordered(one(_reordered(states, backwards)), backwards) for one in backward)]
+            first, *others = cast(nn.ModuleList, layer)
+            both = [first(states), *(_reordered(one(_reordered(states, backwards)), backwards) for one in others)]
             states = torch.cat(both, dim=2)
         if self.pool == "last" and len(both) == 2:  # the backward direction ends at the first word
             return torch.cat([pool_tokens(both[0], length, "last"), both[1][:, 0]], dim=1)

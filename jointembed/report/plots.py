@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
 }
 _THUMB = 64  # pixels of the longer side
 _THUMBS, _LABELS = 90, 14  # at most so many pictures, and texts, on the map
@@ -166,7 +167,7 @@ def draw_similarity(sample: Sample, path: Path, *, seed: int = 0) -> None:
     matched, unmatched = similarities(sample, seed=seed)
     above = roc_auc_score(np.r_[np.ones(len(matched)), np.zeros(len(unmatched))], np.r_[matched, unmatched])
     low, high = min(matched.min(), unmatched.min()), max(matched.max(), unmatched.max())
-    bins = np.linspace(low, high if high > low else low + 1e-3, 81)
+    bins = np.linspace(low, high if high > low else low + 1e-3, 81).tolist()
     with _figure(path, (6.4, 4.2)) as figure:
         axes = figure.add_subplot()
         for values, name, colour in ((unmatched, "unmatched", COLOURS[6]), (matched, sample.matching, COLOURS[0])):
@@ -211,7 +212,8 @@ def draw_map(sample: Sample, path: Path, *, tsne: bool = False, seed: int = 0) -
                 _draw_classes(axes, one, sample, marker="os"[number], prefix=f"{view}: " if len(views) == 2 else "")
             else:
                 size, opacity = (12, 0.6) if len(one) <= 1500 else (6, 0.3)
-                axes.scatter(*one.T, s=size, color=colour, marker="os"[number], alpha=opacity, linewidths=0, label=view)
+                marks: dict[str, Any] = {"s": size, "color": colour, "marker": "os"[number], "alpha": opacity}
+                axes.scatter(one[:, 0], one[:, 1], linewidths=0, label=view, **marks)
         shown = _spread(places[0], _THUMBS, seed, _THUMB_ROOM) if sample.open_picture else []
         if len(views) == 2:
             _draw_pairs(axes, places, sample, shown)
@@ -219,7 +221,8 @@ def draw_map(sample: Sample, path: Path, *, tsne: bool = False, seed: int = 0) -
             _draw_thumb(axes, places[0][row], sample, row)
         if sample.texts is not None:
             _draw_texts(axes, places[-1], sample.texts, seed)
-        for handle in axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=2, fontsize=8).legend_handles:
+        legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=2, fontsize=8)
+        for handle in filter(None, legend.legend_handles):
             handle.set_alpha(1)
 
 
@@ -247,8 +250,8 @@ def _draw_classes(axes: Axes, places: np.ndarray, sample: Sample, *, marker: str
     for number in np.unique(sample.label):
         name = sample.classes[number] if sample.classes is not None else str(number)
         colour = COLOURS[number % len(COLOURS)]
-        chosen = places[sample.label == number]
-        axes.scatter(*chosen.T, s=12, color=colour, marker=marker, alpha=0.7, linewidths=0, label=f"{prefix}{name}")
+        x, y = places[sample.label == number].T
+        axes.scatter(x, y, s=12, color=colour, marker=marker, alpha=0.7, linewidths=0, label=f"{prefix}{name}")
 
 
 def _spread(places: np.ndarray, most: int, seed: int, room: tuple[float, float]) -> list[int]:
@@ -283,7 +286,8 @@ def _draw_texts(axes: Axes, places: np.ndarray, texts: Sequence[str], seed: int)
         text = " ".join(texts[drawable[chosen]].split())
         text = text if len(text) <= 34 else f"{text[:33]}…"
         box = {"boxstyle": "round,pad=0.15", "facecolor": "#ffffffd8", "edgecolor": COLOURS[1], "linewidth": 0.6}
-        axes.text(*places[drawable[chosen]], text, fontsize=7, ha="center", va="center", bbox=box, zorder=6)
+        x, y = places[drawable[chosen]]
+        axes.text(x, y, text, fontsize=7, ha="center", va="center", bbox=box, zorder=6)
 
 
 @contextlib.contextmanager

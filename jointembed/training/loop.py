@@ -140,6 +140,11 @@ def forward_backward(
             accelerator.backward(terms["loss"])
         return {name: value.detach() for name, value in terms.items()}
     parts = [slice_rows(batch, start, start + micro_batch) for start in range(0, rows, micro_batch)]
+    if distributed.sharded_units(core) and not distributed.all_agree(len(parts)):
+        raise JointEmbedError(
+            f"training.micro_batch: this rank's {rows} rows make {len(parts)} micro-batches, another's not as many; "
+            "parameters in shards (FSDP2) are gathered for each: choose loader.batch so that the ranks' parts are equal"
+        )
     buffers = {name: buffer.clone() for name, buffer in _branch_buffers(core)}
     randoms, pieces, targets = [], [], []
     with torch.no_grad(), accelerator.autocast(), core.stage("forward"):

@@ -24,8 +24,14 @@ def test_ctrl_c_ends_it_cleanly_even_while_a_client_dawdles(indexed: Path) -> No
         assert len(httpx2.get(f"{address}/api/search?q=a", timeout=60).json()["answers"]) == 3
         host, port = address.removeprefix("http://").split(":")
         assert host == "127.0.0.1"
-        with socket.create_connection((host, int(port))) as dawdler:
+        upload = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 999\r\n\r\n--x"
+        with (
+            socket.create_connection((host, int(port))) as dawdler,
+            socket.create_connection((host, int(port))) as uploader,
+        ):
             dawdler.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+            uploader.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\n" + upload)
+            httpx2.get(f"{address}/", timeout=60)  # the upload has begun by now
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         assert process.returncode == 0 and out == "ended\n" and "Traceback" not in err

@@ -50,7 +50,7 @@ def test_larger_branches_and_parts_of_the_labels_count() -> None:
 
 def test_evaluations_detectors_and_captions_have_estimates() -> None:
     for table in ("semi", "transfer", "retrieval"):
-        for cell in cells(table):  # type: ignore[arg-type]
+        for cell in cells(table):
             for command in cell.commands:
                 found = estimate(command, 8, "V100")
                 assert found.hours is not None and found.hours > 0 and found.memory and found.basis

@@ -94,7 +94,8 @@ def test_the_page_of_a_table_is_no_wider_than_its_window(
     _, page, _ = say("table", "imagenet", str(measured), "--format", "html")
     probe = tmp_path / "probe.html"
     probe.write_text(
-        f"""<!doctype html><title>?</title><iframe style="width: {width}px; border: 0" srcdoc="{html.escape(page)}"></iframe>
+        f"""<!doctype html><title>?</title>
+        <iframe style="width: {width}px; border: 0" srcdoc="{html.escape(page)}"></iframe>
         <script>
         document.querySelector("iframe").onload = event => {{
             const inner = event.target.contentDocument, root = inner.documentElement

@@ -22,12 +22,12 @@ DOUBLE_CHECK = [
 ]  # fmt: skip
 
 
-def run(recipe: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run(recipe: Path, out: Path, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "jointembed", "train", str(recipe), *DOUBLE_CHECK, "--out", str(out), *more,
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -60,3 +60,21 @@ def test_two_processes_train_the_model_of_one_and_resume_to_the_bit(tiny_recipe:
 
     refused = run(recipe, half)
     assert refused.returncode != 0 and "not empty; pass --resume" in refused.stderr
+
+
+def test_parameters_in_shards_train_the_model_of_one_process(tiny_recipe: Callable, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    build_one = tiny_recipe(*DOUBLE_CHECK)
+    runs.train(build_one, tmp_path / "one")
+    done = run(recipe, tmp_path / "shards", ACCELERATE_USE_FSDP="true")  # as `accelerate launch` sets it
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "rsum" in done.stdout
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "shards")
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-4, atol=5e-5), name
+
+    refused = run(recipe, tmp_path / "lars", "optimizer={name: lars, lr: 0.1}", ACCELERATE_USE_FSDP="true")
+    assert refused.returncode != 0 and "lars cannot run on parameters in shards" in refused.stderr
+    uneven = run(recipe, tmp_path / "uneven", "training.micro_batch=3", ACCELERATE_USE_FSDP="true")
+    assert uneven.returncode != 0 and "training.micro_batch: this rank's" in uneven.stderr
