@@ -83,7 +83,6 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-
         started = False
 
         async def with_headers(message: Message) -> None:

@@ -127,5 +127,6 @@ def test_every_name_of_the_tables_is_a_module_of_a_known_modality() -> None:
         "bag_of_words": "text",
         "text_transformer": "text",
         "transformers_text": "text",
+        "waveform_resnet": "audio",
     }
     assert EXPANDERS["mlp"] is MLP
