@@ -29,6 +29,7 @@ FORMAT = 1
 OUTPUT = "vector"  # not `embedding`: the tracer gives that name to the operator that looks words up
 SUFFIX: dict[Form, str] = {"torch": ".pt2", "onnx": ".onnx"}
 TOLERANCE = 1e-4  # largest difference from torch that is let through; relative, where numbers are above 1
+LOST = 1e-3  # share of a vector's length that centring leaves, below which float32 has no digits for TOLERANCE
 MOST_INSIDE = 1_900_000_000  # bytes of weights inside an ONNX file, which protobuf limits to 2 GB
 
 Inputs = dict[str, Tensor]
@@ -144,11 +145,10 @@ class Subject:
         length = {} if self.fixed_length else {1: Dim("length", max=self.longest)}
         return {"ids": {0: Dim("batch"), **length}, "length": {0: Dim("batch")}}
 
-    def expected(self, inputs: Inputs) -> Tensor:
-        """What the model itself gives."""
+    def vectors(self, inputs: Inputs) -> Tensor:
+        """What the model itself gives, before it is scaled."""
         with torch.inference_mode():
-            rows = self.model.vectors(self.view, inputs if self.is_text else inputs["input"])
-        return functional.normalize(rows, dim=1) if self.normalize else rows
+            return self.model.vectors(self.view, inputs if self.is_text else inputs["input"])
 
     def describe(self, file: str) -> dict[str, Any]:
         """How to feed the graph and what comes out, as JSON values."""
@@ -247,13 +247,20 @@ def _quiet() -> Iterator[None]:
 
 def _largest_difference(subject: Subject, run: Run) -> float:
     """Largest difference between graph and model on inputs of other sizes. Raises JointEmbedError where it is large."""
-    worst = 0.0
+    worst, lost = 0.0, False
     for batch, length in ((1, 2), (5, 9)):
         inputs = subject.inputs(batch, length)
-        expected, found = subject.expected(inputs), run(inputs).detach()
+        rows, found = subject.vectors(inputs), run(inputs).detach()
+        expected = functional.normalize(rows, dim=1) if subject.normalize else rows
+        lost |= float(rows.norm(dim=1).max()) < LOST * float((rows + subject.centre).norm(dim=1).max())
         if found.shape != expected.shape:
             raise JointEmbedError(f"branch {subject.branch!r}: the graph gives {tuple(found.shape)} numbers")
         worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp_min(1)))
     if not worst <= TOLERANCE:  # or not a number
-        raise JointEmbedError(f"branch {subject.branch!r}: the graph differs from torch by {worst:.2g}")
+        why = (
+            ", because centring leaves hardly more than rounding of its vectors: the model has collapsed"
+            if lost
+            else ""
+        )
+        raise JointEmbedError(f"branch {subject.branch!r}: the graph differs from torch by {worst:.2g}{why}")
     return worst
