@@ -26,7 +26,16 @@ from jointembed.objectives.objective import Objective
 from jointembed.objectives.regularized import Regularized
 from jointembed.optim import OPTIMIZERS, SCHEDULES
 from jointembed.optim.groups import parameter_groups
-from jointembed.recipe import Block, DataRecipe, EvaluationRecipe, Recipe, check_block, expand_variables, nearest
+from jointembed.recipe import (
+    Block,
+    DataRecipe,
+    EvaluationRecipe,
+    Recipe,
+    check_block,
+    check_schedule,
+    expand_variables,
+    nearest,
+)
 from jointembed.training.log import check_trackers
 
 SPLITS = ("train", "validation", "test")
@@ -57,7 +66,7 @@ def check(recipe: Recipe) -> Recipe:
         data=_check_data(recipe.data),
         objective=check_block(recipe.objective, OBJECTIVES, "objective"),
         optimizer=check_block(recipe.optimizer, OPTIMIZERS, "optimizer"),
-        schedule=check_block(recipe.schedule, SCHEDULES, "schedule"),
+        schedule=check_schedule(recipe.schedule, SCHEDULES),
     )
     _check_views(recipe)
     check_trackers(recipe.training.trackers)

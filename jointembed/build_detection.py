@@ -21,8 +21,7 @@ from jointembed.inference.detect import Detections
 from jointembed.model import JointEmbedding
 from jointembed.optim import OPTIMIZERS, SCHEDULES
 from jointembed.optim.groups import parameter_groups
-from jointembed.optim.milestones import milestones
-from jointembed.recipe import Block, check_block, expand_variables, nearest
+from jointembed.recipe import Block, check_block, check_schedule, expand_variables, nearest
 from jointembed.recipe_detection import DetectionRecipe
 from jointembed.training.log import check_trackers
 
@@ -31,7 +30,6 @@ DETECTION_DATASETS: dict[str, Callable[..., DetectionData]] = {
     "voc_devkit": voc_devkit,
     "voc_folder": voc_folder,
 }
-DETECTION_SCHEDULES: dict[str, Callable[..., float]] = SCHEDULES | {"milestones": milestones}
 
 
 def check(recipe: DetectionRecipe) -> DetectionRecipe:
@@ -62,7 +60,7 @@ def check(recipe: DetectionRecipe) -> DetectionRecipe:
         detector=detector,
         data=dataclasses.replace(recipe.data, **blocks),
         optimizer=check_block(recipe.optimizer, OPTIMIZERS, "optimizer"),
-        schedule=check_block(recipe.schedule, DETECTION_SCHEDULES, "schedule"),
+        schedule=check_schedule(recipe.schedule, SCHEDULES),
         evaluation=dataclasses.replace(recipe.evaluation, select=select),
     )
 

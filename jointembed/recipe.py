@@ -331,6 +331,13 @@ def check_block(block: Mapping[str, Any], table: Mapping[str, Callable[..., Any]
     return checked
 
 
+def check_schedule(block: Block, table: Mapping[str, Callable[..., float]]) -> Block:
+    """A schedule's block checked as any other, and asked once: what does not go together is refused before any work."""
+    checked = check_block(block, table, "schedule")
+    table[checked["name"]](0, 1, 1, 1.0, **{key: value for key, value in checked.items() if key != "name"})
+    return checked
+
+
 def expand_variables(value: Any, path: str) -> Any:
     """Replace `${NAME}` in every string by the environment variable. Raises RecipeError where it is unset."""
     if isinstance(value, str):

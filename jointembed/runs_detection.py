@@ -17,7 +17,6 @@ from jointembed import distributed
 from jointembed.branches.detector import Detector
 from jointembed.build import precision_of
 from jointembed.build_detection import (
-    DETECTION_SCHEDULES,
     check,
     check_categories,
     dataset,
@@ -33,6 +32,7 @@ from jointembed.evaluation.detection import save_detections
 from jointembed.inference.detect import Detections, detect, load_detector, save_detector
 from jointembed.inference.detector_card import detector_card
 from jointembed.layers import convert_batch_norm
+from jointembed.optim import SCHEDULES
 from jointembed.recipe import dump_recipe, nearest
 from jointembed.recipe_detection import DetectionRecipe, load_detection_recipe
 from jointembed.runs import _accelerator, _checkpoint, _open_run, command
@@ -123,7 +123,7 @@ def _plan(recipe: DetectionRecipe, samples: int) -> Callable[[int], BatchPlan]:
 def _schedule(recipe: DetectionRecipe, per_epoch: int) -> Callable[[int], float]:
     """From a step to its learning rate."""
     arguments = {key: value for key, value in recipe.schedule.items() if key != "name"}
-    rate = DETECTION_SCHEDULES[recipe.schedule["name"]]
+    rate = SCHEDULES[recipe.schedule["name"]]
     return lambda step: rate(step, recipe.training.steps, per_epoch, recipe.optimizer["lr"], **arguments)
 
 

@@ -18,7 +18,7 @@ from jointembed.branches.detector import Detector
 from jointembed.cli import main
 from jointembed.errors import CheckpointError, JointEmbedError, RecipeError, WeightsError
 from jointembed.inference.detect import detect, load_detector
-from jointembed.optim.milestones import milestones
+from jointembed.optim.schedules import milestones
 from jointembed.recipe_detection import DetectionRecipe, load_detection_recipe
 from jointembed.training import checkpoint as checkpoints
 from jointembed.training import loop
@@ -159,7 +159,7 @@ REFUSED = [
     ("evaluation.rules=[pascal]", "evaluation.rules"),
     ("evaluation.select=bbox_AP95", "evaluation.select: no number 'bbox_AP95'; did you mean 'bbox_AP"),
     ("training.trackers=[tensorbord]", "no tracker 'tensorbord'"),
-    ("schedule={name: milestones}", "schedule.at: missing"),
+    ("schedule={name: milestones}", "schedule: milestones are epochs or"),
     ("optimizer.lr=fast", "optimizer.lr"),
 ]
 
@@ -303,11 +303,11 @@ def test_the_header_gives_command_hardware_and_result(path: Path) -> None:
 
 
 def test_milestones() -> None:
-    voc: dict[str, Any] = {"at": [18000, 22000], "warmup_steps": 1000, "warmup_factor": 0.333}
+    voc: dict[str, Any] = {"at": [18000, 22000], "warmup_steps": 1000, "start": 0.333}
     rates = [milestones(step, 24000, 1, 0.1, **voc) for step in (0, 500, 1000, 17999, 18000, 21999, 22000, 23999)]
     assert rates == pytest.approx([0.0333, 0.06665, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert milestones(0, 10, 1, 0.5, at=[]) == 0.5
-    with pytest.raises(RecipeError, match="steps that rise"):
+    with pytest.raises(RecipeError, match="rising numbers"):
         milestones(0, 10, 1, 0.5, at=[5, 3])
-    with pytest.raises(RecipeError, match="warm-up"):
-        milestones(0, 10, 1, 0.5, at=[5], warmup_factor=2)
+    with pytest.raises(RecipeError, match="schedule.start"):
+        milestones(0, 10, 1, 0.5, at=[5], start=2)

@@ -241,3 +241,16 @@ def test_compiled_branches_train_the_same_and_are_saved_under_the_same_names(
     plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
     assert plain.keys() == compiled.keys()
     assert all(torch.allclose(plain[name].float(), compiled[name].float(), atol=1e-5) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("{name: milestones}", "milestones are epochs or, by the name at, steps"),
+        ("{name: cosine, warmup_steps: 3, warmup_epochs: 1}", "not both"),
+        ("{name: cosine, final: 2}", "schedule.final"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_before_any_work(make: Make, schedule: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make(f"schedule={schedule}")

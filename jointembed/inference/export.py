@@ -257,10 +257,6 @@ def _largest_difference(subject: Subject, run: Run) -> float:
             raise JointEmbedError(f"branch {subject.branch!r}: the graph gives {tuple(found.shape)} numbers")
         worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp_min(1)))
     if not worst <= TOLERANCE:  # or not a number
-        why = (
-            ", because centring leaves hardly more than rounding of its vectors: the model has collapsed"
-            if lost
-            else ""
-        )
+        why = ": centring leaves little more than rounding of its vectors, it has collapsed" if lost else ""
         raise JointEmbedError(f"branch {subject.branch!r}: the graph differs from torch by {worst:.2g}{why}")
     return worst

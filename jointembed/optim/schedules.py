@@ -80,22 +80,34 @@ def milestones(
     steps_per_epoch: int,
     peak: float,
     *,
-    epochs: list[float],
+    epochs: list[float] | None = None,
+    at: list[int] | None = None,
     factor: float = 0.1,
     warmup_steps: int = 0,
     warmup_epochs: float = 0.0,
+    start: float = 0.0,
 ) -> float:
-    """The peak times `factor` for each of the named epochs that is over (MoCo v1: x .1 at 120 and 160 of 200).
+    """The peak times `factor` for each milestone that is past: of `epochs`, or of the steps `at`.
+
+    MoCo v1: `epochs=[120, 160]`. VICReg's VOC07+12 detection: `at=[18000, 22000], warmup_steps=1000, start=0.333`; its
+    COCO: `at=[60000, 80000], warmup_steps=50` (appendix C.3).
 
     Raises:
-        RecipeError: both kinds of warm-up, a negative one, or epochs that do not rise.
+        RecipeError: neither or both of them, milestones that do not rise, both kinds of warm-up, a negative one, or a
+            start outside 0..1.
     """
-    if not epochs or sorted(set(epochs)) != epochs:
-        raise RecipeError(f"schedule.epochs: rising numbers expected, found {epochs}")
+    if (epochs is None) == (at is None):
+        raise RecipeError("schedule: milestones are epochs or, by the name at, steps; give one of them")
+    past: list[float] = [*(epochs or []), *(at or [])]
+    if sorted(set(past)) != past or any(one < 0 for one in past):
+        raise RecipeError(f"schedule.{'at' if epochs is None else 'epochs'}: rising numbers expected, found {past}")
+    if not 0 <= start <= 1:
+        raise RecipeError(f"schedule.start: {start} is a share of the peak, 0 to 1")
     warmup = _warmup(warmup_steps, warmup_epochs, steps_per_epoch)
     if step < warmup:
-        return peak * step / warmup
-    return peak * factor ** sum(step >= round(epoch * steps_per_epoch) for epoch in epochs)
+        return peak * (start + (1 - start) * step / warmup)
+    unit = steps_per_epoch if at is None else 1
+    return peak * factor ** sum(step >= round(one * unit) for one in past)
 
 
 def scaled_lr(base: float, batch: int) -> float:
