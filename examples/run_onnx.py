@@ -19,7 +19,7 @@ KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 def load(folder: Path, name: str) -> tuple[Any, dict[str, Any]]:
     """A branch's session and the description beside it."""
-    described = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    described = json.loads((folder / f"{name}.onnx.json").read_text(encoding="utf-8"))
     return onnxruntime.InferenceSession(folder / described["file"]), described
 
 

@@ -87,7 +87,7 @@ def _export(subject: "Subject", out: Path) -> Exported:
             os.replace(aside / one, out / one)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    description = out / f"{subject.branch}.json"
+    description = out / f"{file.name}.json"
     sums = {"sha256": {one: sha256_of(out / one) for one in files}}
     publish_json(description, subject.describe(file.name) | {"largest_difference_from_torch": difference} | sums)
     return Exported(subject.branch, file, description, difference)

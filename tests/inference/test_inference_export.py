@@ -83,7 +83,7 @@ def test_onnxruntime_gives_what_torch_gives(tmp_path: Path, looker: str, reader:
     model = load(folder)
     done = {one.branch: one for one in export_model(folder, tmp_path / "out", form="onnx")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "image.onnx", "image.json", "text.onnx", "text.json", "tokenizer.json",
+        "image.onnx", "image.onnx.json", "text.onnx", "text.onnx.json", "tokenizer.json",
     }  # fmt: skip
     described = {name: json.loads(one.description.read_text()) for name, one in done.items()}
     for name, one in described.items():

@@ -13,6 +13,7 @@ from embedding_runs import write_pictures
 from PIL import Image
 from serving import ROWS, bomb, encoded, error_of, get, make_index, names, raw, serving
 
+from jointembed.data.emoji import emoji
 from jointembed.errors import WeightsError
 from jointembed.inference import serve_app
 from jointembed.inference.index import Index
@@ -110,7 +111,11 @@ def test_the_page_offers_what_the_model_can_take(index: Index, monkeypatch: pyte
 
 
 def test_emoji_go_by_their_labels() -> None:
-    assert serve_app.row_name("test/1f958.noto", "emoji://test/1f958.noto") == "shallow pan of food"
+    data = emoji(split="test")  # captions "label: tag, tag"
+    for number in (0, 1, len(data.pictures) - 1):
+        key = data.picture_ids[number]
+        label = data.captions[data.item[number]][0].partition(":")[0]
+        assert serve_app.row_name(f"test/{key}", f"emoji://test/{key}") == label
     assert serve_app.row_name("a.png", "/pictures/a.png") == "a.png"
 
 
