@@ -21,8 +21,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import PIL
-from PIL import Image
+from PIL import Image, ImageFilter
 
 PILLOW = "13.0.0"  # JPEG bytes depend on the libjpeg-turbo that its wheel carries
 OUT = Path(__file__).resolve().parents[1] / "jointembed" / "assets" / "emoji"
@@ -39,13 +40,14 @@ PACKAGES = {  # name@version -> SHA-512, as the npm registry and lock files writ
 }
 FLUENT, NOTO, WORDS = PACKAGES
 SHA256 = {
-    "emoji-train.tar": "07de82111527d19e1015f741a93f3631e45d422d078aa0e74c0d7ace7481efe1",
-    "emoji-heldout.tar": "777fb17129902efb96dd220f723bd3fffc7e7b04fd7fdd45039d17cf5b1e2f29",
-    "words.zip": "9846cf1c0ca05ccc365e8ad3c8a164a8e8dc0a828e6c187cc8690b2b7e3fabcc",
+    "emoji-train.tar": "45930308a4d276022ef5021212247cf6ab081243ccdfdfa0a2018677f72bf7f3",
+    "emoji-heldout.tar": "9e5bfd1a602442efdfc86c7187c81f8e8ece20e0a4510a3ce5db9c3f86d29c41",
+    "words.zip": "8de93209e8fc6e3bab2b747aecc88d59094cd9876a8e96ccacd547283511a593",
 }
 
 SIDE, QUALITY = 64, 85  # pixels, JPEG; colour at full resolution
-HELD_OUT = 200  # concepts of val and of test, at least
+HELD_OUT = {"test": 200, "val": 100}  # concepts, at least
+SALT = "jointembed emoji, second split"  # of the order in which families are held out
 LARGEST_HELD_OUT_FAMILY = 8  # larger ones are trained on: 24 clocks would be a tenth of the test
 REGIONAL = ("en-gb", "es-mx")  # say nearly the same as `en` and `es`
 
@@ -55,80 +57,11 @@ LEFT_OUT_GROUPS = ("component", "flags", "symbols")
 KEPT_SUBGROUPS = ("transport-sign", "warning")
 LEFT_OUT_LABELS = "family:"
 
-# What tells the members of a family apart: concepts whose labels are equal without these words are one family.
-VARIANTS = {
-    "people": "man men woman women person people boy girl child children baby adult older old",
-    "side": "left right up down leftwards rightwards facing pointing tilted oncoming horizontal vertical front",
-    "colour": "red orange yellow green blue light purple brown black white grey pink blond",
-    "degree": "small big large little low medium high muted decreasing increasing volume done not",
-    "state": "open closed raised lowered face with without and of in at the a on 1st 2nd 3rd",
-    "money": "dollar euro pound yen",
-}
-# Families that no rule finds; those of faces hardly differ in one of the renderings.
-ALIKE = (
-    ("prince", "princess", "person with crown"),
-    ("person biking", "person mountain biking"),
-    ("person in manual wheelchair", "person in motorized wheelchair"),
-    ("kiss", "couple with heart"),
-    ("merman", "mermaid", "merperson"),
-    ("see-no-evil monkey", "hear-no-evil monkey", "speak-no-evil monkey"),
-    ("locked", "unlocked", "locked with pen", "locked with key"),
-    ("umbrella", "umbrella on ground", "umbrella with rain drops"),
-    ("globe showing Americas", "globe showing Asia-Australia", "globe showing Europe-Africa", "globe with meridians"),
-    ("inbox tray", "outbox tray"),
-    ("bullet train", "high-speed train"),
-    ("airplane", "airplane arrival", "airplane departure"),
-    ("left speech bubble", "speech balloon", "right anger bubble", "thought balloon"),
-    ("page facing up", "page with curl", "spiral notepad"),
-    ("mobile phone", "mobile phone with arrow"),
-    ("envelope", "envelope with arrow", "incoming envelope", "e-mail", "love letter"),
-    ("potable water", "non-potable water"),
-    ("bell", "bell with slash"),
-    ("camera", "camera with flash"),
-    ("pushpin", "round pushpin"),
-    ("paperclip", "linked paperclips"),
-    ("tram", "tram car"),
-    ("beer mug", "clinking beer mugs"),
-    ("station", "train", "metro", "light rail"),
-    ("raised fist", "oncoming fist", "left-facing fist", "right-facing fist"),
-    ("shopping bags", "handbag"),
-    ("nest with eggs", "empty nest"),
-    ("notebook", "notebook with decorative cover", "ledger", "closed book"),
-    ("mouse", "rat"),
-    ("cloud", "cloud with rain", "cloud with snow", "cloud with lightning", "cloud with lightning and rain"),
-    ("sun behind cloud", "sun behind rain cloud"),
-    ("snowman", "snowman without snow"),
-    ("optical disk", "dvd"),
-    ("fork and knife", "fork and knife with plate"),
-    ("tear-off calendar", "calendar", "spiral calendar"),
-    ("post office", "Japanese post office"),
-    ("men’s room", "women’s room", "restroom", "water closet"),
-    ("house", "house with garden"),
-    ("index pointing up", "backhand index pointing up"),
-    ("bus", "trolleybus"),
-    ("alien", "alien monster"),
-    ("1st place medal", "sports medal", "military medal"),
-    ("ram", "ewe", "goat"),
-    ("whale", "spouting whale"),
-    ("ox", "water buffalo"),
-    ("evergreen tree", "Christmas tree", "deciduous tree"),
-    ("two hearts", "revolving hearts"),
-    ("cat", "grinning cat", "grinning cat with smiling eyes", "cat with wry smile", "pouting cat", "kissing cat"),
-    (
-        *("grinning face", "grinning face with big eyes", "grinning face with smiling eyes", "grinning squinting face"),
-        *("grinning face with sweat", "beaming face with smiling eyes"),
-    ),
-    (
-        *("smiling face", "smiling face with smiling eyes", "relieved face", "pensive face"),
-        *("neutral face", "expressionless face", "face without mouth", "face with diagonal mouth", "confused face"),
-        *("slightly smiling face", "slightly frowning face", "frowning face", "worried face"),
-        *("kissing face", "kissing face with smiling eyes", "kissing face with closed eyes", "face blowing a kiss"),
-    ),
-    ("hushed face", "astonished face", "anguished face", "frowning face with open mouth"),
-    ("smiling face with horns", "angry face with horns"),
-    ("pleading face", "face holding back tears"),
-    ("weary face", "tired face"),
-)
+# Words of gender and age: concepts whose labels are equal without them are one family.
+PEOPLE = frozenset("man men woman women person people boy girl child children baby adult older old".split())
+# Pictures nearer than this are near copies, and their concepts one family: the root of the mean square, of 255, between
+# blurred pictures of 32 x 32 pixels, of which one may be mirrored, as it may be in training.
+NEAR_COPY = 16.0
 
 
 @dataclass
@@ -201,27 +134,44 @@ def choose(words: Mapping[str, bytes], renderings: Iterable[Mapping[str, bytes]]
 
 
 def label_root(label: str) -> str:
-    """The label without what tells variants apart: `woman firefighter` -> `firefighter`."""
-    words = re.findall(r"[\w’']+", label.lower())
+    """The label without words of gender and age: `woman firefighter` -> `firefighter`; clocks and moons are alike."""
+    words = re.findall(r"[\w’']+", label.lower().removesuffix(": facing right").removesuffix(" facing right"))
     if "clock" in words[1:] or "o’clock" in words or "thirty" in words:
         return "o’clock"
     if "moon" in words and not {"cake", "viewing"} & set(words):
         return "moon"
-    variants = set(" ".join(VARIANTS.values()).split())
-    rest = sorted(word.removesuffix("s") for word in words if word not in variants)
-    return " ".join(rest) or ("person" if set(words) & set(VARIANTS["people"].split()) else label)
+    rest = sorted(word.removesuffix("s") for word in words if word not in PEOPLE)
+    return " ".join(rest) or ("person" if set(words) & PEOPLE else label)
 
 
 def code_root(key: str) -> str:
-    """The code points without gender and hair: those of a woman firefighter -> those of a firefighter."""
+    """The code points without gender, hair and side: those of a woman firefighter -> those of a firefighter."""
     people = {"1f466", "1f467", "1f468", "1f469", "1f9d1", "1f9d2"}
-    told_apart_by = {"2640", "2642", "1f9b0", "1f9b1", "1f9b2", "1f9b3"}
+    told_apart_by = {"2640", "2642", "1f9b0", "1f9b1", "1f9b2", "1f9b3", "27a1"}
     parts = [part for part in key.split("-200d-") if part not in told_apart_by]
     return "+".join("person" if part in people else part for part in parts)
 
 
+def near_copies(pictures: list[bytes]) -> list[tuple[int, int]]:
+    """Pairs of pictures that lie nearer than NEAR_COPY, the second as it is or mirrored."""
+
+    def rows(mirrored: bool) -> np.ndarray:
+        found = []
+        for data in pictures:
+            small = Image.open(io.BytesIO(data)).filter(ImageFilter.GaussianBlur(1)).resize((32, 32))
+            pixels = np.asarray(small, dtype=np.float64)
+            found.append((pixels[:, ::-1] if mirrored else pixels).ravel())
+        return np.stack(found)
+
+    plain, mirrored = rows(False), rows(True)
+    lengths = (plain**2).sum(1)
+    squares = [lengths[:, None] + lengths[None] - 2 * plain @ other.T for other in (plain, mirrored)]
+    near = np.minimum(*squares) < NEAR_COPY**2 * plain.shape[1]
+    return [(int(a), int(b)) for a, b in np.argwhere(np.triu(near, 1))]
+
+
 def name_families(concepts: list[Concept]) -> None:
-    """Concepts that share a root of label or code points, or are listed as alike, are one family (union-find)."""
+    """Concepts that share a root of label or code points, or a near copy of a picture, are one family (union-find)."""
     parent: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -229,29 +179,28 @@ def name_families(concepts: list[Concept]) -> None:
             name = parent[name]
         return name
 
-    listed = {label: f"alike {number}" for number, labels in enumerate(ALIKE) for label in labels}
-    wrong = set(listed) - {concept.label for concept in concepts}
-    if wrong or len(listed) < sum(map(len, ALIKE)):
-        sys.exit(f"ALIKE names a concept twice, or what is none: {sorted(wrong)}")
+    def own(concept: Concept) -> str:
+        return f"label {label_root(concept.label)}"
+
     for concept in concepts:
-        own = f"label {label_root(concept.label)}"
-        for other in (f"code {code_root(concept.key)}", listed.get(concept.label, own)):
-            parent[find(other)] = find(own)
+        parent[find(f"code {code_root(concept.key)}")] = find(own(concept))
+    for rendering in ("fluent", "noto"):
+        for a, b in near_copies([concept.pictures[rendering] for concept in concepts]):
+            parent[find(own(concepts[a]))] = find(own(concepts[b]))
     names: dict[str, str] = {}
     for concept in concepts:
-        root = find(f"label {label_root(concept.label)}")
-        concept.family = names.setdefault(root, concept.label)
+        concept.family = names.setdefault(find(own(concept)), concept.label)
 
 
 def split_families(concepts: list[Concept]) -> None:
     """Families in the order of their hash: the first fill test, the next val, the rest is train."""
     sizes = Counter(concept.family for concept in concepts)
     small = [family for family, size in sizes.items() if size <= LARGEST_HELD_OUT_FAMILY]
-    small.sort(key=lambda family: hashlib.sha256(f"jointembed emoji {family}".encode()).digest())
+    small.sort(key=lambda family: hashlib.sha256(f"{SALT} {family}".encode()).digest())
     split = dict.fromkeys(sizes, "train")
     filled: Counter[str] = Counter()
     for family in small:
-        name = next((name for name in ("test", "val") if filled[name] < HELD_OUT), None)
+        name = next((name for name, least in HELD_OUT.items() if filled[name] < least), None)
         if name is None:
             break
         split[family] = name
@@ -314,10 +263,10 @@ def build(cache: Path) -> dict[str, bytes]:
     noto = by_key(read_members(fetch(NOTO, cache), r"img/google/64/([\w-]+)\.png"))
     words = read_members(fetch(WORDS, cache), r"(meta/groups|[\w-]+/data)\.json")
     concepts = choose(words, (fluent, noto))
-    name_families(concepts)
-    split_families(concepts)
     for concept in concepts:
         concept.pictures = {"fluent": to_jpeg(fluent[concept.key]), "noto": to_jpeg(noto[concept.key])}
+    name_families(concepts)
+    split_families(concepts)
     report(concepts)
     return {
         "emoji-train.tar": shard(concept for concept in concepts if concept.split == "train"),

@@ -21,7 +21,8 @@ shift 2
 
 nodes="${SLURM_JOB_NUM_NODES:-1}"
 processes="${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}"
-first="$(scontrol show hostnames "${SLURM_JOB_NODELIST:-localhost}" | head -n 1)"
+hosts="$(scontrol show hostnames "${SLURM_JOB_NODELIST:-localhost}")" # whole: a pipe to head could kill it
+first="${hosts%%$'\n'*}"
 port=$((20000 + ${SLURM_JOB_ID:-0} % 20000)) # two jobs may share a machine
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 

@@ -65,8 +65,8 @@ def test_train_evaluate_compare_and_table(
         and record["intervals"]["rsum"][0] <= record["metrics"]["rsum"]
     )
     assert record["command"].startswith("jointembed evaluate")
-    assert "| test |" not in (run / "model" / "README.md").read_text()
-    assert "rsum" in (run / "model" / "README.md").read_text()
+    card = (run / "model" / "README.md").read_text()
+    assert "`test`, protocol `full`" in card and "| rsum |" in card
     code, out, _ = say(monkeypatch, capsys, "evaluate", str(run), "--against", str(tmp_path / "run1"))
     assert code == 0 and "rsum: " in out and "against" in out
     for form, part in (("markdown", "| "), ("json", '"rows"'), ("html", "<table")):

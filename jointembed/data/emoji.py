@@ -34,7 +34,7 @@ def emoji(
     and a little less, 1 - (1 - K/2C)(1 - K/(2C - 1)), with a caption, which has two right answers.
 
     Args:
-        split: 976 concepts to train on, 200 to choose models by (val), 203 to report (test).
+        split: 1,079 concepts to train on, 100 to choose models by (val), 200 to report (test).
         languages: codes such as `["en", "de", "zh"]`, each of which captions every concept; English if None.
         tags: whether captions name the tags ("firefighter: fire, firetruck") or the label alone.
         captions: `one` a language, the label and all tags; or `many`: besides that one the label alone, all tags

@@ -138,6 +138,7 @@ class Site:
             status, message = 400, str(error)
         else:
             status, message = 500, "something went wrong here; the terminal of `jointembed serve` says what"
+            headers = {"Connection": "close"}  # as uvicorn will do
         if request.url.path.startswith("/api/"):
             return JSONResponse({"error": message, "status": status}, status, headers)
         return self.html(error=message, code=status, words=request.query_params.get("q", ""), headers=headers)

@@ -26,7 +26,7 @@ from jointembed.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 module = importlib.import_module("jointembed.data.emoji")  # by attribute it is the function of the same name
-SPLITS = {"train": 976, "val": 200, "test": 203}
+SPLITS = {"train": 1079, "val": 100, "test": 200}
 SIZE_LIMIT = 8_000_000
 
 
@@ -104,12 +104,12 @@ def test_no_family_is_in_two_splits() -> None:
     assert len({concept["key"] for concept in concepts}) == len(concepts) == sum(SPLITS.values())
 
 
-def test_variants_of_gender_and_side_are_in_one_split() -> None:
+def test_variants_of_gender_are_in_one_split() -> None:
     """By a rule of its own: not the one that named the families."""
     splits: dict[str, set[str]] = {}
     for concept, (label, *_) in zip(read_words("concepts"), read_words("en"), strict=True):
-        plain = re.sub(r"^(wo)?m[ae]n |^(person|people) |^(left|right)(wards)? ", "", label)
-        plain = re.sub(r" pointing \w+$|: .*$|^\w+[ -](o’clock|thirty)$", "", plain)
+        plain = re.sub(r"^(wo)?m[ae]n |^(person|people) ", "", label)
+        plain = re.sub(r":? facing right$|: (wo)?m[ae]n.*$|^\w+[ -](o’clock|thirty)$", "", plain)
         splits.setdefault(plain, set()).add(concept["split"])
     assert len(splits["firefighter"]) == 1 and "wrestling" in splits and "o’clock" not in splits
     assert [plain for plain, found in splits.items() if len(found) > 1] == []
@@ -125,7 +125,7 @@ def test_no_label_is_in_two_splits_in_any_language() -> None:
 
 
 def test_no_held_out_picture_has_a_near_copy_in_another_split(data: dict[str, CaptionData]) -> None:
-    """Root mean square over blurred 32 x 32 pixels, of 255; variants of one emoji are 5 to 15 apart."""
+    """Root mean square over blurred 32 x 32 pixels, of 255, as it is and mirrored."""
     for rendering in range(2):
         pixels = {
             split: np.stack([blurred(one.pictures.open(2 * item + rendering)) for item in range(len(one.captions))])
@@ -133,8 +133,9 @@ def test_no_held_out_picture_has_a_near_copy_in_another_split(data: dict[str, Ca
         }
         for split, other in (("val", "train"), ("test", "train"), ("val", "test")):
             a, b = pixels[split], pixels[other]
-            squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-            assert np.sqrt(squares.min() / a.shape[1]) > 16
+            for other_way in (b, b.reshape(-1, 32, 32, 3)[:, :, ::-1].reshape(b.shape)):
+                squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ other_way.T
+                assert np.sqrt(squares.min() / a.shape[1]) > 16
 
 
 def blurred(picture: Image.Image) -> np.ndarray:
@@ -186,8 +187,8 @@ def test_held_out_concepts_have_one_english_caption(data: dict[str, CaptionData]
     for split in ("val", "test"):
         assert all(len(captions) == 1 for captions in data[split].captions)
         assert len(set(data[split].texts)) == SPLITS[split]
-    assert data["test"].captions[data["test"].picture_ids.index("1f40d.noto") // 2] == (
-        "snake: animal, bearer, ophiuchus, serpent, zodiac",
+    assert data["test"].captions[data["test"].picture_ids.index("1f9b4.noto") // 2] == (
+        "bone: bones, dog, skeleton, wishbone",
     )
 
 
@@ -225,9 +226,9 @@ def test_languages_come_with_label_and_tags() -> None:
     assert len(languages) == 26 and {"en", "de", "ja", "zh", "hi", "ru"} < set(languages)
     every = emoji(split="val", languages=languages)
     assert all(len(captions) == len(languages) for captions in every.captions)
-    snake = emoji(split="test", languages=["de", "fr"])
-    captions = snake.captions[snake.picture_ids.index("1f40d.fluent") // 2]
-    assert [caption.split(":")[0] for caption in captions] == ["Schlange", "serpent"]
+    bone = emoji(split="test", languages=["de", "fr"])
+    captions = bone.captions[bone.picture_ids.index("1f9b4.fluent") // 2]
+    assert [caption.split(":")[0] for caption in captions] == ["Knochen", "os"]
     english = set(emoji(split="val").texts)
     for language in languages:
         found = emoji(split="val", languages=[language])
@@ -286,8 +287,7 @@ def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("woman firefighter", "firefighter", True),
         ("men with bunny ears", "women with bunny ears", True),
         ("one o’clock", "eleven-thirty", True),
-        ("backhand index pointing left", "backhand index pointing down", True),
-        ("blue heart", "light blue heart", True),
+        ("blue heart", "green heart", False),
         ("person walking: facing right", "woman walking", True),
         ("new moon face", "waxing crescent moon", True),
         ("moon cake", "full moon", False),
@@ -315,7 +315,7 @@ def test_the_split_depends_on_families_alone() -> None:
     script.split_families(there)
     script.split_families(back)
     assert {one.family: one.split for one in there} == {one.family: one.split for one in back}
-    assert Counter(one.split for one in there) == {"train": 430, "val": 200, "test": 200}
+    assert Counter(one.split for one in there) == {"train": 530, "val": 100, "test": 200}
     assert {one.split for one in there if one.family == "clock"} == {"train"}
 
 
