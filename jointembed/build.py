@@ -13,16 +13,22 @@ from torch import Tensor
 from jointembed.branches import ENCODERS, EXPANDERS
 from jointembed.data import DATASETS, TOKENS, VIEWS
 from jointembed.data.records import CaptionData, ImageData
-from jointembed.data.samples import CaptionSamples, ImageSamples, PictureView
+from jointembed.data.samples import CaptionSamples, ImageSamples, PictureView, text_views
+from jointembed.data.subsets import share_of
 from jointembed.data.token_cache import cached_tokens
 from jointembed.data.tokens import Tokens
-from jointembed.errors import RecipeError
+from jointembed.data.unreadable import readable
+from jointembed.errors import DataError, RecipeError
 from jointembed.evaluation import EVALUATORS
+from jointembed.evaluation.corrections import CORRECTIONS
 from jointembed.evaluation.protocols import PROTOCOLS
-from jointembed.inference.embed import Precision, cached_rows, frozen_image_rows
+from jointembed.inference.embed import Precision
 from jointembed.model import JointEmbedding, from_config
 from jointembed.objectives import OBJECTIVES
+from jointembed.objectives.contrasted import Contrasted
+from jointembed.objectives.members import PerMember
 from jointembed.objectives.objective import Objective
+from jointembed.objectives.ramped import Ramp, Ramped
 from jointembed.objectives.regularized import Regularized
 from jointembed.optim import OPTIMIZERS, SCHEDULES
 from jointembed.optim.groups import parameter_groups
@@ -100,6 +106,11 @@ def _check_data(data: DataRecipe) -> DataRecipe:
         raise RecipeError("data.text: missing; captions need tokens")
     if not has_captions(data) and data.text is not None:
         raise RecipeError(f"data.text: the data set {data.train['name']} has no captions")
+    for key, given in (("share", data.share is not None), ("texts", data.texts > 1)):
+        if given and not has_captions(data):
+            raise RecipeError(f"data.{key}: the data set {data.train['name']} has no captions")
+    if data.cache_views is not None and not construct(view, VIEWS).random:
+        raise RecipeError(f"data.cache_views: data.{kind} is not random; its representations are kept by data.cache")
     if evaluation is None:
         if construct(view, VIEWS).random:
             raise RecipeError(f"data.{kind}_evaluation: missing; data.{kind} is random, evaluation is not")
@@ -108,10 +119,14 @@ def _check_data(data: DataRecipe) -> DataRecipe:
 
 
 def _check_views(recipe: Recipe) -> None:
-    given = [*view_pipeline(recipe.data).views, *(["text"] if recipe.data.text else [])]
+    texts = text_views(recipe.data.texts) if recipe.data.text else []
+    given = [*view_pipeline(recipe.data).views, *texts]
     for view in recipe.views:
         if view not in given:
             raise RecipeError(f"views.{view}: the data gives no such view{nearest(view, given)}")
+    for view in texts:
+        if view not in recipe.views:
+            raise RecipeError(f"views.{view}: missing; the data gives this view (data.texts is {recipe.data.texts})")
     objective = make_objective(recipe)
     objective.check_views(recipe.views)
     objective.check_branches(recipe.views)
@@ -136,6 +151,9 @@ def _check_evaluation(recipe: Recipe) -> EvaluationRecipe:
     for view in views:
         if view not in recipe.views:
             raise RecipeError(f"evaluation.views: no view {view!r}{nearest(view, recipe.views)}")
+    correct = check_correction(options.correct)
+    if correct is not None and not captions:
+        raise RecipeError(f"evaluation.correct: {correct['name']} corrects retrieval, and the data has no captions")
     numbers = [name for one in evaluators for name in construct(one, EVALUATORS).numbers]
     return dataclasses.replace(
         options,
@@ -143,7 +161,16 @@ def _check_evaluation(recipe: Recipe) -> EvaluationRecipe:
         embedding=options.embedding or ("z" if captions else "h"),
         views=None if captions else views,
         select=options.select or numbers[0],
+        correct=correct,
     )
+
+
+def check_correction(given: str | Block | None) -> Block | None:
+    """The block of a correction that is given by name or block; None for `none`. Raises RecipeError."""
+    block = {"name": given} if isinstance(given, str) else given
+    if block is None or block.get("name") == "none":
+        return None
+    return check_block(block, CORRECTIONS, "evaluation.correct")
 
 
 def _optional(block: Block | None, table: dict[str, Any], path: str) -> Block | None:
@@ -158,12 +185,32 @@ def construct(block: Block, table: Mapping[str, Any], *given: Any) -> Any:
 # -- recipe -> parts ------------------------------------------------------------------------------------------------
 
 
-def dataset(recipe: Recipe, split: str) -> Data:
-    """One split's pictures, with captions or labels. Raises RecipeError where the recipe names none."""
+def dataset(recipe: Recipe, split: str, *, whole: bool = False) -> Data:
+    """One split's pictures, with captions or labels.
+
+    Training data are without the pictures that cannot be read where `data.skip_unreadable` allows it; those of other
+    splits never are: a number of fewer pictures would be another number.
+
+    Args:
+        recipe: from `check`.
+        split: `train`, `validation` or `test`.
+        whole: with the unreadable pictures all the same, and with all that `data.share` leaves out.
+
+    Raises:
+        RecipeError: the recipe names no such data.
+        DataError: what the data set refuses; more unreadable pictures than the recipe allows.
+    """
     block = getattr(recipe.data, split)
     if block is None:
         raise RecipeError(f"data.{split}: the recipe names no {split} data")
-    return construct(expand_variables(block, f"data.{split}"), DATASETS)
+    data = construct(expand_variables(block, f"data.{split}"), DATASETS)
+    if split != "train" or whole:
+        return data
+    if recipe.data.skip_unreadable:
+        data = readable(data, recipe.data.skip_unreadable, workers=recipe.loader.workers, folder=cache_folder())
+    if recipe.data.share is not None and isinstance(data, CaptionData):
+        data = share_of(data, **dataclasses.asdict(recipe.data.share))
+    return data
 
 
 def caption_data(recipe: Recipe, split: str) -> CaptionData:
@@ -189,22 +236,46 @@ def tokens_of(recipe: Recipe, train: Data) -> Tokens | None:
     return construct(expand_variables(recipe.data.text, "data.text"), TOKENS, train.texts)
 
 
-def make_samples(recipe: Recipe, train: Data, tokens: Tokens | None, cached: Tensor | None = None) -> Any:
-    """Training samples of a data set, `cached` representations in place of its pictures."""
+def make_samples(
+    recipe: Recipe, train: Data, tokens: Tokens | None, cached: Tensor | None = None, cached_text: Tensor | None = None
+) -> Any:
+    """Training samples of a data set, `cached` representations in place of its pictures and `cached_text` of texts."""
     view = view_pipeline(recipe.data)
     if isinstance(train, ImageData):
         return ImageSamples(train, view, recipe.seed)
     assert tokens is not None  # captions have them
     ids = cached_tokens(tokens, train.texts, train.fingerprint, cache_folder())
-    return CaptionSamples(train, view, tokens, recipe.data.captions, recipe.seed, cached=cached, ids=ids)
+    captions, texts = recipe.data.captions, recipe.data.texts
+    return CaptionSamples(
+        train, view, tokens, captions, recipe.seed, cached=cached, cached_text=cached_text, ids=ids, texts=texts
+    )
 
 
 def make_objective(recipe: Recipe) -> Objective:
-    """The objective, regularised where the recipe says so; without what `attach` makes."""
-    objective = construct(recipe.objective, OBJECTIVES)
-    if recipe.regularize is None:
-        return objective
-    return Regularized(objective, **dataclasses.asdict(recipe.regularize))
+    """The objective, one for each member of the branches; without what `attach` makes.
+
+    Raises:
+        RecipeError: branches of unequally many members.
+    """
+    counts = {name: branch.members for name, branch in recipe.branches.items()}
+    members = next(iter(counts.values()))
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise RecipeError(f"branches: all need equally many members, each is compared with its kin, found {found}")
+    return _objective(recipe) if members == 1 else PerMember(lambda: _objective(recipe), members)
+
+
+def _objective(recipe: Recipe) -> Objective:
+    """With ramps and added terms where the recipe says so."""
+    objective: Objective = construct(recipe.objective, OBJECTIVES)
+    if recipe.ramp:
+        ramps = {name: Ramp(**dataclasses.asdict(ramp)) for name, ramp in recipe.ramp.items()}
+        objective = Ramped(objective, ramps)
+    if recipe.contrast is not None:
+        objective = Contrasted(objective, **dataclasses.asdict(recipe.contrast))
+    if recipe.regularize is not None:
+        objective = Regularized(objective, **dataclasses.asdict(recipe.regularize))
+    return objective
 
 
 def model_config(recipe: Recipe, max_length: int | None) -> dict[str, Any]:
@@ -212,6 +283,7 @@ def model_config(recipe: Recipe, max_length: int | None) -> dict[str, Any]:
     branches = expand_variables(
         {
             name: {"encoder": branch.encoder, "expander": branch.expander, "train": branch.train}
+            | ({"members": branch.members} if branch.members > 1 else {})
             for name, branch in recipe.branches.items()
         },
         "branches",
@@ -283,35 +355,24 @@ def precision_of(recipe: Recipe, device: torch.device) -> Precision:
 
 
 def cache_folder() -> Path:
-    """Where representations of frozen encoders are kept: `JOINTEMBED_CACHE`, else `~/.cache/jointembed`."""
-    if "JOINTEMBED_CACHE" in os.environ:
-        return Path(os.environ["JOINTEMBED_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "jointembed"
+    """Where representations, tokens and lists are kept, made here: `JOINTEMBED_CACHE`, else `~/.cache/jointembed`.
 
-
-class FrozenRows:
-    """Cached image representations of the splits, where the recipe's image encoder is frozen and its view fixed."""
-
-    def __init__(self, recipe: Recipe, model: JointEmbedding) -> None:
-        """Decide whether there is anything to cache."""
-        self.recipe, self.model = recipe, model
-        view = view_pipeline(recipe.data)
-        branch = model.branch("image") if "image" in model.views else None
-        self.active = bool(recipe.data.cache and branch is not None and branch.frozen and not view.random)
-
-    def __call__(self, data: Data) -> Tensor | None:
-        """Representations (I, R), or None where pictures go through the encoder each time."""
-        if not self.active or not isinstance(data, CaptionData):
-            return None
-        inputs = {"view": self.recipe.data.image_evaluation, "data": data.fingerprint}
-        compute = frozen_image_rows(
-            self.model,
-            view_pipeline(self.recipe.data, evaluation=True),
-            data,
-            batch=self.recipe.evaluation.batch,
-            workers=self.recipe.loader.workers,
-        )
-        return cached_rows(self.model.branch("image").encoder, inputs, compute, cache_folder())
+    Raises:
+        DataError: there is no home folder, or the folder cannot be made.
+    """
+    hint = "set JOINTEMBED_CACHE to a folder that can be written to"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "jointembed"
+    except RuntimeError:
+        folder = Path()
+    folder = Path(os.environ["JOINTEMBED_CACHE"]) if "JOINTEMBED_CACHE" in os.environ else folder
+    if folder == Path():
+        raise DataError(f"no home folder to keep a cache in; {hint}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: the cache cannot be made ({error.strerror}); {hint}") from None
+    return folder
 
 
 def optimizer_of(recipe: Recipe, model: JointEmbedding) -> torch.optim.Optimizer:

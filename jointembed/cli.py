@@ -1,5 +1,6 @@
 """The command line. Heavy imports live inside the commands, so that help appears at once."""
 
+import io
 import logging
 import os
 import sys
@@ -9,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jointembed.cli_bench import bench_app
+from jointembed.cli_tune import tune
 from jointembed.errors import JointEmbedError
 
 app = typer.Typer(
@@ -18,9 +21,9 @@ app = typer.Typer(
     help="Joint embeddings of pictures, words, or any two views: train, evaluate, use.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: get and check.")
-bench_app = typer.Typer(no_args_is_help=True, help="Speed and memory, side by side with the alternatives.")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.command()(tune)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Keys of the recipe to set.")]
 
@@ -30,10 +33,14 @@ def main() -> None:
     # threads that spin at every barrier bring a shared machine to a halt; must be set before torch loads OpenMP
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="backslashreplace")  # a locale that cannot say a word must not stop a run
     try:
         app(standalone_mode=True)
     except JointEmbedError as error:
-        print(f"jointembed: {error}", file=sys.stderr)
+        if not error.shared or os.environ.get("RANK", "0") == "0":
+            print(f"jointembed: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -55,11 +62,9 @@ def train(
 
     checked = build.check(load_recipe(recipe, overrides or []))
     run = out or Path("runs") / checked.name
-    try:
+    with distributed.leaving():
         state = runs.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed, profile=profile)
         main_rank = distributed.is_main()
-    finally:
-        distributed.shut_down()
     if main_rank and profile:
         _print_profile(run)
     if main_rank:  # alone from here on
@@ -99,6 +104,13 @@ def evaluate(
         Path | None, typer.Option(help="Another run evaluated on the same split: adds the paired difference.")
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Explicit ground truth for the file (CxC, ECCV).")] = None,
+    correct: Annotated[
+        str | None,
+        typer.Option(
+            help="Of retrieval, in place of the recipe's: csls, inverted_softmax, mean_removal (these look at all "
+            "queries together), whiten, euclidean, none; or a block {name: csls, k: 5}."
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -115,7 +127,7 @@ def evaluate(
     if (run is None) == (embeddings is None):
         raise typer.BadParameter("give either a run folder or --embeddings FILE")
     if embeddings is not None:
-        _evaluate_file(embeddings, protocol, truth)
+        _evaluate_file(embeddings, protocol, truth, correct)
     elif run is not None and task == "voc07":
         _evaluate_svm(run, change or [])
     elif run is not None and task is not None:
@@ -127,7 +139,7 @@ def evaluate(
         from jointembed.runs import run_recipe
 
         if has_captions(run_recipe(run).data):
-            _evaluate_run(run, split, protocol, against)
+            _evaluate_run(run, split, protocol, against, correct)
         else:
             _evaluate_features(run, split)
 
@@ -159,17 +171,21 @@ def _print_features(record: dict[str, Any], run: Path) -> None:
     console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
 
 
-def _evaluate_run(run: Path, split: str, protocol: str | None, against: Path | None) -> None:
+def _evaluate_run(
+    run: Path, split: str, protocol: str | None, against: Path | None, correct: str | None = None
+) -> None:
     import torch
     from rich.console import Console
 
     from jointembed import runs
+    from jointembed.build_corrections import correction_of
     from jointembed.report.gallery import write_gallery
     from jointembed.report.html import write_report
-    from jointembed.report.retrieval import print_retrieval
+    from jointembed.report.read import read_json
+    from jointembed.report.retrieval import print_retrieval, print_space
 
     console = Console()
-    result = runs.evaluate_run(run, split, protocol)
+    result = runs.evaluate_run(run, split, protocol, correct=correction_of(correct))
     write_gallery(
         result.folder,
         image=result.embeddings.image,
@@ -180,19 +196,22 @@ def _evaluate_run(run: Path, split: str, protocol: str | None, against: Path | N
         open_picture=result.data.pictures.open,
     )
     console.print(print_retrieval(result.record))
+    console.print(print_space(read_json(result.folder / "collapse.json")))
     if against is not None:
         for line in runs.compare_runs(run, against, result.folder.name):
             console.print(line, highlight=False, soft_wrap=True)
     console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
 
 
-def _evaluate_file(path: Path, protocol: str | None, truth: Path | None) -> None:
+def _evaluate_file(path: Path, protocol: str | None, truth: Path | None, correct: str | None) -> None:
     from rich.console import Console
 
     from jointembed import runs
+    from jointembed.build_corrections import correction_of
     from jointembed.report.retrieval import print_retrieval
 
-    Console().print(print_retrieval(runs.evaluate_file(path, protocol or "full", truth)))
+    record = runs.evaluate_file(path, protocol or "full", truth, correct=correction_of(correct))
+    Console().print(print_retrieval(record))
 
 
 ViewOption = Annotated[str | None, typer.Option(help="View of the model; the first that takes such data if not given.")]
@@ -453,11 +472,9 @@ def detect(
         return
     checked = build_detection.check(load_detection_recipe(recipe, overrides or []))
     run = out or Path("runs") / checked.name
-    try:
+    with distributed.leaving():
         runs_detection.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed)
         main_rank = distributed.is_main()
-    finally:
-        distributed.shut_down()
     if main_rank:  # alone from here on
         _evaluate_detector(run, split)
 
@@ -518,7 +535,7 @@ def data_check(
     checked = build.check(load_recipe(recipe, overrides or []))
     good = True
     for name in [split] if split else [s for s in build.SPLITS if getattr(checked.data, s) is not None]:
-        report = check(build.dataset(checked, name), decode=decode)
+        report = check(build.dataset(checked, name, whole=True), decode=decode)
         print(f"{name}:")
         print("\n".join(f"  {line}" for line in report.lines()))
         good = good and report.ok
@@ -618,73 +635,6 @@ def _print_plan(name: str, form: str, gpus: int, gpu: str, scale: str, measured:
         raise typer.BadParameter(f"a plan has no format {form!r}; there are markdown, json")
     planned = plan(name, known, gpus=gpus, kind=gpu, measured=find_runs(measured))
     print(plan_json(planned) if form == "json" else plan_text(name, known, planned, gpus=gpus, kind=gpu))
-
-
-@bench_app.command("loss")
-def bench_loss(
-    rows: Annotated[list[int] | None, typer.Option(help="Batch sizes n.")] = None,
-    widths: Annotated[list[int] | None, typer.Option(help="Embedding widths d.")] = None,
-    repeats: Annotated[int, typer.Option(help="Runs of each, interleaved; medians count.")] = 5,
-) -> None:
-    """The VICReg loss, forward and backward, against the authors' formula written plainly."""
-    from jointembed.bench.loss import bench_loss as measure
-
-    _print_json(measure(ns=rows or [64, 256, 1024], ds=widths or [2048, 8192], repeats=repeats))
-
-
-@bench_app.command("retrieval")
-def bench_retrieval(
-    images: Annotated[int, typer.Option(help="Pictures.")] = 5000,
-    texts: Annotated[int, typer.Option(help="Captions.")] = 25000,
-    dimension: Annotated[int, typer.Option(help="Width of the embeddings.")] = 1024,
-    repeats: Annotated[int, typer.Option(help="Runs of each, interleaved; medians count.")] = 3,
-) -> None:
-    """The retrieval metrics against the bare matrix product and a per-query loop."""
-    from jointembed.bench.retrieval import bench_retrieval as measure
-
-    _print_json(measure(images=images, texts=texts, dimension=dimension, repeats=repeats))
-
-
-@bench_app.command("retrieval-scale")
-def bench_retrieval_scale(
-    texts: Annotated[list[int] | None, typer.Option(help="Captions; give two or more, rising.")] = None,
-    images: Annotated[int, typer.Option(help="Pictures, each a query, with five captions.")] = 1000,
-    dimension: Annotated[int, typer.Option(help="Width of the embeddings.")] = 128,
-    plot: Annotated[Path | None, typer.Option(help="PNG to draw seconds and memory in.")] = None,
-) -> None:
-    """Ranks from sharded files as the captions grow, in bounded memory, and what that says of a billion."""
-    from jointembed.bench.retrieval_scale import bench_retrieval_scale as measure
-    from jointembed.bench.retrieval_scale import plot as draw
-
-    found = measure(texts=texts or [10_000, 100_000, 1_000_000], images=images, dimension=dimension)
-    if plot is not None:
-        draw(found["rows"], plot)
-    _print_json(found)
-
-
-@bench_app.command("exactness")
-def bench_exactness(
-    out: Annotated[Path, typer.Option(help="Folder for the table, as Markdown and JSON.")] = Path("exactness"),
-    objective: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
-    costs: Annotated[bool, typer.Option(help="Also time covariance over ranks and measure micro-batches.")] = True,
-) -> None:
-    """Every objective on 2 and 4 processes, in micro-batches and resumed, against one process in one piece."""
-    from jointembed.bench.exactness import write_report
-
-    print(write_report(out, objectives=objective, costs=costs))
-
-
-@bench_app.command("search")
-def bench_search(
-    rows: Annotated[list[int] | None, typer.Option(help="Vectors; 10k, 100k and 1M if not given.")] = None,
-    width: Annotated[int, typer.Option(help="Width of the vectors.")] = 128,
-    repeats: Annotated[int, typer.Option(help="Runs of each; the median counts.")] = 5,
-    ivf_pq: Annotated[bool, typer.Option("--ivf-pq", help="FAISS's IVF-PQ too.")] = False,
-) -> None:
-    """Searching an index: latency of one query, queries a second of 64 at once."""
-    from jointembed.bench.search import bench_search as measure
-
-    _print_json(measure(rows=rows or [10_000, 100_000, 1_000_000], width=width, repeats=repeats, ivf_pq=ivf_pq))
 
 
 def _print_json(result: Any) -> None:

@@ -5,6 +5,7 @@ gradient here gives a rank W times the gradient of its own rows, and backward ne
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, distributed
 from torch.nn import Module, Parameter
+
+from jointembed.errors import JointEmbedError, RankError
 
 if TYPE_CHECKING:  # importing it takes half a second, and most runs have no shards
     from torch.distributed.fsdp import FSDPModule
@@ -266,11 +269,16 @@ def all_agree(value: object) -> bool:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on at least one rank: what lets all ranks stop together."""
+    return bool(largest([int(flag)])[0])
+
+
+def largest(values: Sequence[int]) -> list[int]:
+    """Of each value the largest that a rank holds: several flags in one exchange."""
     if world() == 1:
-        return flag
-    found = torch.tensor(int(flag), device=_device())
+        return list(values)
+    found = torch.tensor(values, device=_device())
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return bool(found)
+    return found.tolist()
 
 
 def _device() -> torch.device:
@@ -298,6 +306,38 @@ def meet(file: Path, rank: int, world: int) -> None:
     distributed.init_process_group(
         "gloo", f"file://{file.resolve()}", rank=rank, world_size=world, timeout=timedelta(minutes=10)
     )
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """The last frame of a program: leaves the process group at its end.
+
+    Raises:
+        RankError: in the place of what a backend says when another rank has ended or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or isinstance(error, JointEmbedError) or not _LOST.search(str(error)):
+            raise
+        other = f"rank {1 - rank()}" if world() == 2 else f"another of the {world()} ranks"
+        reason = _LOST.search(str(error))
+        assert reason is not None
+        raise RankError(
+            f"rank {rank()}: {other} has ended, or did not answer within training.rank_timeout "
+            f"({reason[0].strip()}); what it printed, or the launcher's summary, says more"
+        ) from None
+    finally:
+        shut_down()
+
+
+# how gloo, NCCL and the store put it; an error of the program itself, such as unequal shapes, is none of these
+_LOST = re.compile(
+    r"(Connection (closed|reset) by (remote )?peer|Timed out waiting \d+\s*ms|Broken pipe|Connection refused|"
+    r"Read timeout|Socket Timeout|remote process exited|Watchdog caught collective operation timeout|"
+    r"wait timeout after \d+\s*ms|connection was (already )?closed|application timeout)",
+    re.IGNORECASE,
+)
 
 
 def shut_down() -> None:

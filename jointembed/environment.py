@@ -16,6 +16,7 @@ PACKAGES = (
     "torch", "torchvision", "transformers", "datasets", "accelerate", "huggingface-hub", "tokenizers", "safetensors",
     "pydantic", "PyYAML", "typer", "numpy", "pillow", "pycocotools", "scikit-learn", "matplotlib", "pyarrow",
     "faiss-cpu", "onnx", "onnxscript", "onnxruntime", "ray", "sentence-transformers", "starlette", "tensorboard",
+    "lightly",
 )  # fmt: skip
 # variables that change what the package does; nothing else of the environment is looked at
 VARIABLES = re.compile(
@@ -56,7 +57,10 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 def shortened(text: str) -> str:
     """A text whose home folders, whoever's, say nothing about who they belong to."""
-    home = str(Path.home())
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # a user without one
+        home = ""
     text = text.replace(home, "~") if len(home) > 1 else text
     return re.sub(r"(/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\:]+", "~", text)
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from jointembed import __version__
 from jointembed.branches import ENCODERS, EXPANDERS
 from jointembed.branches.branch import Branch
+from jointembed.branches.members import Members, first_member
 from jointembed.branches.target import forward_shuffled, make_target, update_target
 from jointembed.data import VIEWS
 from jointembed.data.forms import Picture, as_view, is_one
@@ -28,6 +29,7 @@ from jointembed.hub import FORMAT, model_folder, push, read_config
 from jointembed.layers import Embedding
 from jointembed.objectives.objective import Embed, Objective, ViewShape
 from jointembed.objectives.statistics import mean_absolute_correlation, rankme, std_per_dimension
+from jointembed.tensor_files import with_usual_mode
 
 
 class JointEmbedding(nn.Module):
@@ -301,11 +303,10 @@ class JointEmbedding(nn.Module):
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        save_model(_Saved(self), str(part / "model.safetensors"))
+        weights = part / "model.safetensors"
+        with_usual_mode(weights, lambda: save_model(_Saved(self), str(weights)))
         config = {"format": FORMAT, "jointembed": __version__, **self.config, "branches": self._portable_branches()}
         (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-        # safetensors makes files that only their owner can read
-        (part / "model.safetensors").chmod((part / "config.json").stat().st_mode)
         if self.tokens is not None:
             self.tokens.save(part)
         if card is not None:
@@ -341,7 +342,8 @@ class JointEmbedding(nn.Module):
         """The branch blocks, with the config of a transformers model in place of the folder or hub id it came from."""
         blocks = {name: dict(block) for name, block in self.config.get("branches", {}).items()}
         for name, block in blocks.items():
-            config = getattr(getattr(cast(Branch, self.branches[name]).encoder, "model", None), "config", None)
+            encoder = first_member(cast(Branch, self.branches[name]).encoder)
+            config = getattr(getattr(encoder, "model", None), "config", None)
             if config is not None:
                 block["encoder"] = block["encoder"] | {"model": None, "config": config.to_dict()}
         return blocks
@@ -412,13 +414,18 @@ def _branch(block: dict[str, Any], tokens: Tokens | None, *, pretrained: bool) -
     constructor = ENCODERS[encoder_block.pop("name")]
     if not pretrained and "weights" in encoder_block:
         encoder_block["weights"] = None
+    given: tuple[Any, ...] = ()
     if getattr(constructor, "modality", "image") == "text":
         if tokens is None:
             raise WeightsError("a text branch needs a tokenizer: data.text in the recipe, tokenizer.json in a model")
-        encoder = constructor(tokens.vocabulary, **encoder_block)
+        given = (tokens.vocabulary,)
+    members = block.get("members", 1)
+    if members == 1:
+        encoder = constructor(*given, **encoder_block)
+        expander = _named(EXPANDERS, block["expander"], encoder.width)
     else:
-        encoder = constructor(**encoder_block)
-    expander = _named(EXPANDERS, block["expander"], encoder.width)
+        encoder = Members(lambda: constructor(*given, **encoder_block), members, split=False)
+        expander = Members(lambda: _named(EXPANDERS, block["expander"], encoder.width // members), members, split=True)
     return Branch(encoder, expander, train=block.get("train", "all"))
 
 

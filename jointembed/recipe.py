@@ -26,6 +26,8 @@ from jointembed.errors import RecipeError
 Block = dict[str, Any]
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 STRICT_KEYS = ConfigDict(extra="forbid")
 
 
@@ -37,6 +39,16 @@ class BranchRecipe:
     expander: Block = field(default_factory=lambda: {"name": "mlp", "widths": []})
     train: Literal["all", "none"] | list[str] = "all"  # of the encoder: all, none, or these parameter prefixes
     lr_scale: Positive = 1.0  # of the encoder, against the schedule's rate
+    members: Count = 1  # independent copies side by side, an ensemble; see `branches.members`
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class ShareRecipe:
+    """A seeded part of the captioned training data; see `data.subsets.share_of`."""
+
+    pictures: Share = 1.0  # of the pictures, each with all its captions
+    captions: Share = 1.0  # of the captions of each picture, at least one
+    seed: int = 0
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -46,13 +58,17 @@ class DataRecipe:
     train: Block
     validation: Block | None = None
     test: Block | None = None
+    share: ShareRecipe | None = None  # of the training data that is trained on; all of it by default
     captions: Literal["random", "all"] = "random"  # an epoch is each picture once, or each caption once
+    texts: Count = 1  # different captions of the picture in a sample: views text, text2, text3 ...
     image: Block | None = None  # view pipeline of training
     image_evaluation: Block | None = None  # of evaluation; by default that of training, if it is not random
     audio: Block | None = None  # in place of image, for sound
     audio_evaluation: Block | None = None
     text: Block | None = None  # tokens
     cache: bool = True  # keep the representations of a frozen encoder whose view is not random
+    cache_views: Count | None = None  # of a random view: keep those of so many drawn views of each picture
+    skip_unreadable: Annotated[float, Field(ge=0, lt=1)] = 0.0  # greatest share of training pictures left out
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -62,6 +78,7 @@ class LoaderRecipe:
     batch: Count = 256
     workers: Annotated[int, Field(ge=0)] = 0
     drop_last: bool = True
+    timeout: Seconds = 600.0  # that a batch may take the workers; 0 is no limit
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -76,6 +93,8 @@ class TrainingRecipe:
     health_every: Count = 50  # steps
     save_every: Positive = 1.0  # epochs
     keep: Count = 2  # checkpoints
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0  # steps that may be left out because a value is not a number
+    rank_timeout: Positive = 1800.0  # seconds that a rank waits for the others
     trackers: list[str] = field(default_factory=list)
     batch_norm: Literal["global", "local"] = "global"  # statistics over the rows of all ranks, or of each
     compile: bool = False  # the branches by torch.compile
@@ -90,6 +109,24 @@ class RegularizeRecipe:
     covariance: Annotated[float, Field(ge=0)] = 0.01
     gamma: Positive = 1.0
     eps: Positive = 1e-4
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class ContrastRecipe:
+    """InfoNCE of the same embeddings, on top of any objective; see `objectives.contrasted`."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    temperature: Positive = 0.07
+    pairs: list[list[str]] | None = None  # of views; all by default
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class RampRecipe:
+    """The factor of a coefficient over the run: `start` up to `begin`, 1 from `end` on, shares of the run."""
+
+    start: Annotated[float, Field(ge=0)] = 0.0
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    end: Share = 0.5
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -110,6 +147,7 @@ class EvaluationRecipe:
     embedding: Literal["h", "z"] | None = None  # by default z for retrieval, h for pictures alone
     views: list[str] | None = None  # of pictures alone: views whose vectors are joined; by default the first
     centre: bool = False  # subtract the mean of training embeddings, one a branch, before the cosine
+    correct: str | Block | None = None  # whiten, csls, inverted_softmax, mean_removal, euclidean; or none
     protocol: str = "full"  # of retrieval
     select: str | None = None  # the validation number whose highest value picks the model that is kept
     batch: Count = 256
@@ -129,6 +167,8 @@ class Recipe:
     description: str = ""
     seed: int = 0
     regularize: RegularizeRecipe | None = None  # variance and covariance terms on top of the objective
+    contrast: ContrastRecipe | None = None  # a contrastive term on top of the objective
+    ramp: dict[str, RampRecipe] = field(default_factory=dict)  # coefficients of the objective that move over the run
     init_from: str | None = None  # a run or model folder whose branches this run starts from
     loader: LoaderRecipe = field(default_factory=LoaderRecipe)
     parameters: ParametersRecipe = field(default_factory=ParametersRecipe)
@@ -183,7 +223,11 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
     Raises:
         RecipeError: with the file and the dotted path of the key at fault.
     """
-    path = Path(path)
+    return recipe_from_tree(read_tree(Path(path), overrides), str(path))
+
+
+def read_tree(path: Path, overrides: typing.Sequence[str]) -> dict[str, Any]:
+    """The keys of a recipe's file with `a.b=c` overrides, not checked yet. Raises RecipeError naming the file."""
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
@@ -194,7 +238,7 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, not a {type(tree).__name__}")
     for override in overrides:
         set_key(tree, override)
-    return recipe_from_tree(tree, str(path))
+    return tree
 
 
 def recipe_from_tree(tree: Mapping[str, Any], source: str) -> Recipe:
@@ -277,12 +321,14 @@ def _shorten(location: tuple[Any, ...], tree: Any) -> tuple[Any, ...]:
 def _keys_at(root: Any, location: tuple[Any, ...]) -> list[str]:
     kind = root
     for part in location:
-        if dataclasses.is_dataclass(kind):
-            kind = typing.get_type_hints(kind).get(str(part))
-        else:
-            arguments = [a for a in typing.get_args(kind) if a is not types.NoneType]
-            kind = arguments[-1] if arguments else None
+        kind = typing.get_type_hints(kind).get(str(part)) if dataclasses.is_dataclass(kind) else _held(kind)
+        kind = _held(kind) if typing.get_origin(kind) is types.UnionType else kind
     return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _held(kind: Any) -> Any:
+    """What a mapping holds, or an optional value."""
+    return next((one for one in reversed(typing.get_args(kind)) if one is not types.NoneType), None)
 
 
 def check_block(block: Mapping[str, Any], table: Mapping[str, Callable[..., Any]], path: str) -> Block:

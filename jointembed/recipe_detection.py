@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from jointembed.errors import RecipeError
-from jointembed.recipe import STRICT_KEYS, Block, Count, Positive, first_problem, parse_yaml, set_key
+from jointembed.recipe import STRICT_KEYS, Block, Count, Positive, Seconds, first_problem, read_tree
 
 Steps = Annotated[int, Field(ge=0)]  # 0: only at the end
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -36,6 +36,7 @@ class DetectionLoaderRecipe:
 
     batch: Count = 16
     workers: Steps = 0
+    timeout: Seconds = 600.0  # that a batch may take the workers; 0 is no limit
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -49,6 +50,8 @@ class DetectionTrainingRecipe:
     validate_every: Steps = 0
     save_every: Steps = 0
     keep: Count = 2
+    skip_nonfinite: Steps = 0  # steps that may be left out because a value is not a number
+    rank_timeout: Positive = 1800.0  # seconds that a rank waits for the others
     trackers: list[str] = field(default_factory=list)
 
 
@@ -86,18 +89,7 @@ def load_detection_recipe(path: Path | str, overrides: typing.Sequence[str] = ()
     Raises:
         RecipeError: with the file and the dotted path of the key at fault.
     """
-    path = Path(path)
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text ({error})") from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, not a {type(tree).__name__}")
-    for override in overrides:
-        set_key(tree, override)
-    return detection_recipe_from_tree(tree, str(path))
+    return detection_recipe_from_tree(read_tree(Path(path), overrides), str(path))
 
 
 def detection_recipe_from_tree(tree: Mapping[str, Any], source: str) -> DetectionRecipe:

@@ -4,29 +4,25 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import resource
-import shlex
-import shutil
-import sys
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
-from jointembed import __version__, distributed
+from jointembed import distributed
 from jointembed.build import (
     SPLITS,
     Data,
-    FrozenRows,
     caption_data,
     check,
+    check_correction,
     dataset,
     make_evaluators,
     make_model,
@@ -36,11 +32,15 @@ from jointembed.build import (
     tokens_of,
     view_pipeline,
 )
-from jointembed.data.loader import BatchPlan, make_loader, steps_per_epoch
+from jointembed.build_corrections import make_correction
+from jointembed.build_frozen import FrozenRows
+from jointembed.data.loader import BatchPlan, Loader, steps_per_epoch
 from jointembed.data.order import epoch_order
 from jointembed.data.records import CaptionData, ImageData
+from jointembed.data.unreadable import write_skipped
 from jointembed.errors import CheckpointError, EvaluationError, RecipeError
 from jointembed.evaluation.collapse import diagnostics
+from jointembed.evaluation.corrections import Correction
 from jointembed.evaluation.evaluators import Collapse, Features
 from jointembed.evaluation.files import ground_truth, load_ranks, read_embeddings, save_ranks
 from jointembed.evaluation.intervals import intervals, paired_difference
@@ -54,6 +54,7 @@ from jointembed.inference.embed import (
     embed_captions,
     embed_epoch,
     embed_pictures,
+    embed_sample,
     set_centres,
 )
 from jointembed.layers import convert_batch_norm
@@ -61,9 +62,10 @@ from jointembed.model import JointEmbedding, from_config
 from jointembed.objectives.objective import Objective
 from jointembed.objectives.supervised import Supervised
 from jointembed.optim import SCHEDULES
-from jointembed.recipe import Recipe, dump_recipe, load_recipe, nearest, recipe_tree
+from jointembed.recipe import Block, Recipe, dump_recipe, load_recipe, nearest, recipe_tree
 from jointembed.training import checkpoint as checkpoints
 from jointembed.training.allocator import keep_freed_memory
+from jointembed.training.folder import command, opened, record, writing
 from jointembed.training.log import console
 from jointembed.training.loop import fit
 from jointembed.training.stages import Stages
@@ -92,14 +94,22 @@ def train(
         changed: allow recipe, data or world size to differ from the checkpoint's.
         profile: time the stages of the steps, and write them to `profile.json`.
     """
-    accelerator = _accelerator(recipe, run)
+    accelerator = make_accelerator(recipe, run)
+    with opened(run, dump_recipe(recipe), resume=resume, overwrite=overwrite):
+        return _train(recipe, run, accelerator, resume=resume, changed=changed, profile=profile)
+
+
+def _train(
+    recipe: Recipe, run: Path, accelerator: Accelerator, *, resume: bool, changed: bool, profile: bool
+) -> dict[str, Any]:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    _open_run(run, recipe, resume=resume, overwrite=overwrite)
     if recipe.training.trackers:
         accelerator.init_trackers("jointembed")
     torch.manual_seed(recipe.seed)
     data = {split: dataset(recipe, split) for split in SPLITS[:2] if getattr(recipe.data, split) is not None}
+    if recipe.data.skip_unreadable and distributed.is_main():
+        write_skipped(run / "skipped.jsonl", data["train"].skipped)
     tokens = tokens_of(recipe, data["train"])
     precision = precision_of(recipe, accelerator.device)
     count = len(make_samples(recipe, data["train"], tokens))
@@ -113,8 +123,9 @@ def train(
         for branch in model.branches.values():
             branch.compile()
     frozen = FrozenRows(recipe, model)
-    rows = {split: frozen(one) for split, one in data.items()}
-    samples = make_samples(recipe, data["train"], tokens, rows["train"])
+    rows = {split: frozen.rows(one) for split, one in data.items()}
+    drawn = frozen.of_training(data["train"], rows["train"]["cached"])
+    samples = make_samples(recipe, data["train"], tokens, drawn, rows["train"]["cached_text"])
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):  # set by `accelerate launch`
         if recipe.optimizer["name"] == "lars":
             raise RecipeError("optimizer.name: lars cannot run on parameters in shards (FSDP2); take adamw")
@@ -137,15 +148,21 @@ def train(
     identity = {"recipe": _digest(recipe), "data": data["train"].fingerprint, "world": world, "precision": precision}
     if model.objective is not None and (recipe.training.probe or "label" in model.objective.needs):
         identity["labels"] = getattr(data["train"], "label_fingerprint", None)
-    saved = _checkpoint(run, identity, changed=changed) if resume else None
+    saved = resumable(run, identity, changed=changed) if resume else None
+    if resume:
+        record(run, dump_recipe(recipe))
     if distributed.is_main():
         _announce(recipe, run, model, len(samples), steps, per_epoch, precision, frozen.active, saved)
     options = recipe.training
     stages = Stages() if profile else None
     state = fit(
         model,
-        lambda start: make_loader(
-            samples, plan(start=start), workers=recipe.loader.workers, pin_memory=accelerator.device.type == "cuda"
+        lambda start: Loader(
+            samples,
+            plan(start=start),
+            workers=recipe.loader.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            timeout=recipe.loader.timeout,
         ),
         optimizer_of(recipe, model),
         lambda step: SCHEDULES[recipe.schedule["name"]](step, steps, per_epoch, recipe.optimizer["lr"], **schedule),
@@ -167,13 +184,14 @@ def train(
         validate_every=max(1, round(recipe.evaluation.every * per_epoch)),
         save_every=max(1, round(options.save_every * per_epoch)),
         keep=options.keep,
+        skip_nonfinite=options.skip_nonfinite,
         stages=stages,
     )
     if distributed.is_main():
         _write_cost(run, recipe, accelerator.device)
         if stages is not None:
             timed = [{"stage": one, "milliseconds": ms, "percent": share} for one, ms, share in stages.table()]
-            (run / "profile.json").write_text(json.dumps({"steps": stages.steps, "stages": timed}, indent=1))
+            (run / "profile.json").write_text(json.dumps({"steps": stages.steps, "stages": timed}, indent=1), "utf-8")
     return state
 
 
@@ -198,19 +216,26 @@ def _epoch_embedder(recipe: Recipe, model: JointEmbedding, data: Data, precision
     )
 
 
-def _accelerator(recipe: Recipe, run: Path) -> Accelerator:
+def make_accelerator(recipe: Recipe, run: Path) -> Accelerator:
+    """Device, precision, trackers and, where a launcher started this process, the process group."""
     cpu = not torch.cuda.is_available()
     return Accelerator(
         cpu=cpu,
         log_with=recipe.training.trackers or None,
         project_dir=str(run),
         mixed_precision={"bf16": "bf16", "fp32": "no"}[precision_of(recipe, torch.device("cpu" if cpu else "cuda"))],
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.training.rank_timeout)),
+        ],
     )
 
 
 def _validator(
-    recipe: Recipe, data: Mapping[str, Data], rows: Mapping[str, Tensor | None], precision: Precision
+    recipe: Recipe,
+    data: Mapping[str, Data],
+    rows: Mapping[str, Mapping[str, Any]],
+    precision: Precision,
 ) -> Callable[[JointEmbedding], dict[str, float]]:
     options = recipe.evaluation
     train, validation = data["train"], data["validation"]
@@ -221,17 +246,43 @@ def _validator(
             "batch": options.batch, "precision": precision, "workers": recipe.loader.workers,
         }  # fmt: skip
         if options.centre:
-            set_centres(model, train, seed=recipe.seed, cached=rows["train"], **shared)
-        found = embed_captions(model, validation, cached=rows["validation"], **shared)
+            set_centres(model, train, seed=recipe.seed, **rows["train"], **shared)
+        found = embed_captions(model, validation, **rows["validation"], **shared)
+        correct = _correction(recipe, options.correct, model, lambda: (train, rows["train"]), precision)
         return PROTOCOLS[options.protocol](
-            found.image, found.text, validation.item, validation.text_item, picture_ids=validation.picture_ids
-        ).metrics
+            found.image, found.text, validation.item, validation.text_item, picture_ids=validation.picture_ids,
+            correct=correct,
+        ).metrics  # fmt: skip
 
     def features(model: JointEmbedding) -> dict[str, float]:
         assert isinstance(train, ImageData) and isinstance(validation, ImageData)
         return judge_features(recipe, model, train, validation, precision)
 
     return retrieval if isinstance(validation, CaptionData) else features
+
+
+def _correction(
+    recipe: Recipe,
+    given: str | Block | None,
+    model: JointEmbedding,
+    train: Callable[[], tuple[CaptionData, Mapping[str, Any]]],
+    precision: Precision,
+) -> Correction | None:
+    """The correction of that name or block, fitted, where it needs it, to a sample of the training data."""
+    correction = make_correction(check_correction(given))
+    if correction is not None and correction.needs_train:
+        data, cached = train()  # and what is cached of it
+        rows = embed_sample(
+            model,
+            data,
+            seed=recipe.seed,
+            batch=recipe.evaluation.batch,
+            precision=precision,
+            workers=recipe.loader.workers,
+            **cached,
+        )
+        correction.fit(rows.image, rows.text)
+    return correction
 
 
 def judge_features(
@@ -297,7 +348,8 @@ def _publish(recipe: Recipe, run: Path, model: JointEmbedding) -> None:
         model = from_config(model.config, model.tokens)
         model.load_state_dict({name: weights[name] for name in model.state_dict()})
     if distributed.is_main():
-        model.save_pretrained(run / "model", model_card(recipe.name, recipe.description, dump_recipe(recipe), run))
+        with writing(run / "model"):
+            model.save_pretrained(run / "model", model_card(recipe.name, recipe.description, dump_recipe(recipe), run))
 
 
 def _write_cost(run: Path, recipe: Recipe, device: torch.device) -> None:
@@ -319,7 +371,8 @@ def _write_cost(run: Path, recipe: Recipe, device: torch.device) -> None:
     (run / "cost.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
 
 
-def _checkpoint(run: Path, identity: dict[str, Any], *, changed: bool) -> checkpoints.Checkpoint | None:
+def resumable(run: Path, identity: dict[str, Any], *, changed: bool) -> checkpoints.Checkpoint | None:
+    """The newest checkpoint, None where there is none. Raises CheckpointError where it is of another run."""
     saved = checkpoints.newest(run / "checkpoints")
     if saved is None:
         return None
@@ -335,62 +388,12 @@ def _checkpoint(run: Path, identity: dict[str, Any], *, changed: bool) -> checkp
 def _digest(recipe: Recipe) -> str:
     """Hash of all of a recipe that its result depends on."""
     tree = recipe_tree(recipe)
-    for key in ("log_every", "health_every", "save_every", "keep", "trackers"):
+    for key in ("log_every", "health_every", "save_every", "keep", "trackers", "skip_nonfinite", "rank_timeout"):
         del tree["training"][key]
-    del tree["description"], tree["loader"]["workers"]
+    del tree["description"], tree["loader"]["workers"], tree["loader"]["timeout"]
+    if not tree["data"]["skip_unreadable"]:
+        del tree["data"]["skip_unreadable"]  # without it a recipe is what it was before there was this key
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def _open_run(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    problem = None
-    if distributed.is_main():
-        problem = _prepare_folder(run, recipe, resume=resume, overwrite=overwrite)
-    problem = distributed.broadcast_object(problem)
-    if problem:
-        raise CheckpointError(problem)
-
-
-def _prepare_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> str | None:
-    if run.exists() and any(run.iterdir()) and not resume:
-        if not overwrite:
-            return f"{run}: not empty; pass --resume to go on, --overwrite to start anew, or another --out"
-        if not (run / "recipe.yaml").exists():
-            return f"{run}: not empty and not a run folder; it will not be overwritten"
-        shutil.rmtree(run)
-    try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        (run / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
-    except OSError as error:
-        return f"{run}: cannot be written ({error.strerror})"
-    return None
-
-
-def environment() -> dict[str, Any]:
-    """What a run ran on: versions, hardware, command, date."""
-    processor = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = lines[0].partition(":")[2].strip() if lines else processor
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
-        "jointembed": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "world": distributed.world(),
-    }
-
-
-def command() -> str:
-    """The command line as one would type it."""
-    return shlex.join(["jointembed", *sys.argv[1:]])
 
 
 def _announce(
@@ -471,31 +474,54 @@ def evaluate_features(run: Path, split: str) -> dict[str, Any]:
     return record
 
 
-def evaluate_run(run: Path, split: str, protocol: str | None = None) -> Evaluated:
-    """Embed one split with the run's model and measure retrieval; written to `RUN/evaluation/SPLIT-PROTOCOL`."""
+def evaluate_run(
+    run: Path, split: str, protocol: str | None = None, *, correct: str | Block | None = None
+) -> Evaluated:
+    """Embed one split with the run's model and measure retrieval; written to `RUN/evaluation/SPLIT-PROTOCOL`.
+
+    Args:
+        run: run folder.
+        split: train, validation or test.
+        protocol: that of the recipe if not given.
+        correct: a correction by name or block in place of the recipe's, or `none`. A corrected evaluation has a folder
+            of its own, and its protocol is called by both names wherever it is shown.
+
+    Raises:
+        RecipeError: a split or correction that is not there.
+    """
     recipe = run_recipe(run)
+    correction = check_correction(recipe.evaluation.correct if correct is None else correct)
     if split not in SPLITS:
         raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
     protocol = protocol or recipe.evaluation.protocol
     model = run_model(run)
     data = caption_data(recipe, split)
     precision = precision_of(recipe, model.device)
+    frozen = FrozenRows(recipe, model)
     embeddings = embed_captions(
         model,
         data,
         batch=recipe.evaluation.batch,
         precision=precision,
         workers=recipe.loader.workers,
-        cached=FrozenRows(recipe, model)(data),
+        **frozen.rows(data),
     )
+
+    def train() -> tuple[CaptionData, Mapping[str, Any]]:
+        known = caption_data(recipe, "train")
+        return known, frozen.rows(known)
+
     found = PROTOCOLS[protocol](
-        embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids
-    )
-    folder = run / "evaluation" / f"{split}-{protocol}"
+        embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids,
+        correct=_correction(recipe, correction, model, train, precision),
+    )  # fmt: skip
+    name = "" if correction is None else str(correction["name"])
+    folder = run / "evaluation" / "-".join(filter(None, (split, protocol, name)))
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "split": split,
-        "protocol": protocol,
+        "protocol": ", ".join(filter(None, (protocol, name))),
+        "correct": correction,
         "embedding": recipe.evaluation.embedding,
         "centre": recipe.evaluation.centre,
         "data": data.name,
@@ -538,9 +564,14 @@ def compare_runs(run: Path, other: Path, evaluation: str) -> list[str]:
     ]
 
 
-def evaluate_file(path: Path, protocol: str, truth: Path | None = None) -> dict[str, Any]:
+def evaluate_file(
+    path: Path, protocol: str, truth: Path | None = None, *, correct: str | Block | None = None
+) -> dict[str, Any]:
     """Measure embeddings made anywhere; `truth` judges them by a published ground truth of the COCO 5K test."""
     file = read_embeddings(path)
+    correction = check_correction(correct)
+    if correction is not None and (truth is not None or file.image_of_text is None):
+        raise EvaluationError(f"{path}: a correction needs image_of_text in the file, and no other ground truth")
     if truth is not None:
         if file.image_ids is None or file.text_ids is None:
             raise EvaluationError(f"{path}: a published ground truth needs image_ids and text_ids in the file")
@@ -549,7 +580,10 @@ def evaluate_file(path: Path, protocol: str, truth: Path | None = None) -> dict[
     elif file.image_of_text is not None:
         if protocol not in PROTOCOLS:
             raise RecipeError(f"--protocol: no {protocol!r}{nearest(protocol, PROTOCOLS)}")
-        found = PROTOCOLS[protocol](file.image, file.text, np.arange(len(file.image)), file.image_of_text)
+        found = PROTOCOLS[protocol](
+            file.image, file.text, np.arange(len(file.image)), file.image_of_text, correct=make_correction(correction)
+        )
+        protocol = protocol if correction is None else f"{protocol}, {correction['name']}"
     else:
         if protocol != "full":
             raise RecipeError(f"--protocol: {protocol} needs image_of_text in the file; positives allow only 'full'")

@@ -14,7 +14,8 @@ from jointembed.errors import CheckpointError, EvaluationError, RecipeError
 from jointembed.evaluation.evaluators import Classifier, Features
 from jointembed.inference.embed import picture_batches
 from jointembed.recipe import Recipe, dump_recipe, nearest
-from jointembed.runs import command, environment, judge_features
+from jointembed.runs import judge_features
+from jointembed.training.folder import command, environment
 
 _MOST_BYTES = 8 << 30  # of pixels, in float32
 PREPARATION = "pixels / 255 minus the mean picture of the training data"  # the cosine of kNN depends on it

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 
 from jointembed import distributed
 from jointembed.branches.detector import Detector
@@ -26,7 +27,7 @@ from jointembed.build_detection import (
     score,
 )
 from jointembed.data.detection import DetectionData
-from jointembed.data.loader import BatchPlan, make_loader, steps_per_epoch
+from jointembed.data.loader import BatchPlan, Loader, steps_per_epoch
 from jointembed.errors import RecipeError
 from jointembed.evaluation.detection import save_detections
 from jointembed.inference.detect import Detections, detect, load_detector, save_detector
@@ -35,8 +36,9 @@ from jointembed.layers import convert_batch_norm
 from jointembed.optim import SCHEDULES
 from jointembed.recipe import dump_recipe, nearest
 from jointembed.recipe_detection import DetectionRecipe, load_detection_recipe
-from jointembed.runs import _accelerator, _checkpoint, _open_run, command
+from jointembed.runs import make_accelerator, resumable
 from jointembed.training.allocator import keep_freed_memory
+from jointembed.training.folder import command, opened, record, writing
 from jointembed.training.log import console
 from jointembed.training.loop import fit
 
@@ -55,10 +57,16 @@ def train(
         overwrite: empty an existing run folder first.
         changed: allow recipe, data or world size to differ from the checkpoint's.
     """
-    accelerator = _accelerator(cast(Any, recipe), run)
+    accelerator = make_accelerator(cast(Any, recipe), run)
+    with opened(run, dump_recipe(cast(Any, recipe)), resume=resume, overwrite=overwrite):
+        return _train(recipe, run, accelerator, resume=resume, changed=changed)
+
+
+def _train(
+    recipe: DetectionRecipe, run: Path, accelerator: Accelerator, *, resume: bool, changed: bool
+) -> dict[str, Any]:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    _open_run(run, cast(Any, recipe), resume=resume, overwrite=overwrite)
     if recipe.training.trackers:
         accelerator.init_trackers("jointembed")
     torch.manual_seed(recipe.seed)
@@ -74,13 +82,19 @@ def train(
     per_epoch = steps_per_epoch(len(samples), recipe.loader.batch, True, world)
     plan = _plan(recipe, len(samples))
     identity = {"recipe": _digest(recipe), "data": data["train"].fingerprint, "world": world, "precision": precision}
-    saved = _checkpoint(run, identity, changed=changed) if resume else None
+    saved = resumable(run, identity, changed=changed) if resume else None
+    if resume:
+        record(run, dump_recipe(cast(Any, recipe)))
     if distributed.is_main():
         _announce(recipe, detector, data["train"], len(samples), precision)
     state = fit(
         cast(Any, detector),
-        lambda start: make_loader(
-            samples, plan(start), workers=recipe.loader.workers, pin_memory=accelerator.device.type == "cuda"
+        lambda start: Loader(
+            samples,
+            plan(start),
+            workers=recipe.loader.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            timeout=recipe.loader.timeout,
         ),
         optimizer_of(recipe, detector),
         _schedule(recipe, per_epoch),
@@ -100,6 +114,7 @@ def train(
         validate_every=options.validate_every,
         save_every=options.save_every,
         keep=options.keep,
+        skip_nonfinite=options.skip_nonfinite,
     )
     if distributed.is_main():
         _write_cost(recipe, run, accelerator.device)
@@ -156,7 +171,8 @@ def _line(numbers: Mapping[str, float]) -> str:
 
 def _publish(recipe: DetectionRecipe, run: Path, config: dict[str, Any], detector: Detector) -> None:
     if distributed.is_main():
-        save_detector(detector, run / "model", config, _card(recipe, run, config["categories"]))
+        with writing(run / "model"):
+            save_detector(detector, run / "model", config, _card(recipe, run, config["categories"]))
 
 
 def _card(recipe: DetectionRecipe, run: Path, categories: list[str]) -> str:
@@ -171,9 +187,9 @@ def _card(recipe: DetectionRecipe, run: Path, categories: list[str]) -> str:
 def _digest(recipe: DetectionRecipe) -> str:
     """Hash of all of a recipe that its result depends on."""
     tree = copy.deepcopy(dataclasses.asdict(recipe))
-    for key in ("log_every", "save_every", "keep", "trackers"):
+    for key in ("log_every", "save_every", "keep", "trackers", "skip_nonfinite", "rank_timeout"):
         del tree["training"][key]
-    del tree["description"], tree["loader"]["workers"]
+    del tree["description"], tree["loader"]["workers"], tree["loader"]["timeout"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

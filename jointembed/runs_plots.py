@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jointembed.build import SPLITS, FrozenRows, dataset, precision_of, view_pipeline
+from jointembed.build import SPLITS, dataset, precision_of, view_pipeline
+from jointembed.build_frozen import FrozenRows
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.data.subsets import PicturePart
 from jointembed.errors import RecipeError

@@ -15,7 +15,8 @@ from jointembed.evaluation.svm import svm_map
 from jointembed.inference.embed import embed_pictures
 from jointembed.model import JointEmbedding
 from jointembed.recipe import Recipe
-from jointembed.runs import command, run_model, run_recipe
+from jointembed.runs import run_model, run_recipe
+from jointembed.training.folder import command
 
 
 def evaluate_svm(run: Path, root: str, *, jobs: int = 1) -> dict[str, Any]:

@@ -80,12 +80,14 @@ def names() -> str:
     from jointembed.branches import ENCODERS, EXPANDERS
     from jointembed.data import DATASETS, TOKENS, VIEWS
     from jointembed.evaluation import EVALUATORS
+    from jointembed.evaluation.corrections import CORRECTIONS
     from jointembed.objectives import OBJECTIVES
     from jointembed.optim import OPTIMIZERS, SCHEDULES
 
     tables: dict[str, dict[str, Any]] = {
         "Encoders": ENCODERS, "Expanders": EXPANDERS, "Objectives": OBJECTIVES, "Data sets": DATASETS,
         "Views": VIEWS, "Tokens": TOKENS, "Optimizers": OPTIMIZERS, "Schedules": SCHEDULES, "Evaluators": EVALUATORS,
+        "Corrections of retrieval": CORRECTIONS,
     }  # fmt: skip
     lines = []
     for title, table in tables.items():
@@ -107,6 +109,13 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def speed() -> str:
+    """What the benchmarks measured, from docs/bench."""
+    from jointembed.bench.table import speed_table
+
+    return speed_table(ROOT / "docs" / "bench")
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "recipes": recipes, "data cards": data_cards, "commands": commands, "names": names,
+    "speed": speed, "recipes": recipes, "data cards": data_cards, "commands": commands, "names": names,
 }  # fmt: skip

@@ -1,7 +1,8 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import network
 import pytest
 import torch
 from tiny_runs import TINY, write_captions
@@ -9,6 +10,7 @@ from tiny_runs import TINY, write_captions
 from jointembed.recipe import Recipe, load_recipe
 
 torch.set_num_threads(1)  # small tensors, and a machine that may be shared
+network.block()
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +24,13 @@ def data_folder() -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOINTEMBED_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network() -> Iterator[None]:
+    network.attempts.clear()
+    yield
+    assert not network.attempts, f"network access: {'; '.join(network.attempts)}"
 
 
 @pytest.fixture

@@ -140,9 +140,3 @@ def test_a_truncated_picture_stops_training_by_name(tiny_recipe: Callable, tiny_
 def test_data_get_lists_its_sources(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = say(monkeypatch, capsys, "data", "get", "list")
     assert code == 0 and {"coco2014", "coco2017", "karpathy", "flickr8k", "flickr30k"} <= set(out.split())
-
-
-def test_bench_loss_agrees_and_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = say(monkeypatch, capsys, "bench", "loss", "--rows", "8", "--widths", "16", "--repeats", "1")
-    assert code == 0
-    assert all(row["gradient_error"] < 1e-4 for row in json.loads(out))

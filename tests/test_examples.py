@@ -40,7 +40,11 @@ def test_own_branch(tmp_path: Path) -> None:
 
 
 def test_own_objective(tmp_path: Path) -> None:
-    small = ["branches.image.encoder.model=squeezenet1_1", "data.image.size=32", "data.image_evaluation.size=32"]
+    small = [
+        "branches.image.encoder={name: torchvision, model: squeezenet1_1}",
+        "data.image.size=32",
+        "data.image_evaluation.size=32",
+    ]
     run(tmp_path, "examples/own_objective.py", "training.epochs=0.6", "training.log_every=1", "loader.batch=64", *small)
     train = [line for line in lines_of(tmp_path / "runs/aligned") if line["kind"] == "train"]
     assert {"alignment", "uniformity", "loss"} <= train[-1].keys()
@@ -48,9 +52,24 @@ def test_own_objective(tmp_path: Path) -> None:
 
 
 def test_own_dataset(tmp_path: Path) -> None:
-    small = ["branches.image.encoder.model=squeezenet1_1", "evaluation.every=2", "loader.batch=64"]
+    small = [
+        "branches.image.encoder={name: torchvision, model: squeezenet1_1}",
+        "evaluation.every=2",
+        "loader.batch=64",
+    ]
     out = run(tmp_path, "examples/own_dataset.py", "training.epochs=2", *small)
     assert "'n_images': 200" in out and "i2t_R@1" in out
+
+
+def test_emoji_languages_measures_each_language(tmp_path: Path) -> None:
+    recipe = build.check(load_recipe(ROOT / "recipes" / "emoji_languages.yaml", [
+        "branches.image.encoder={name: torchvision, model: squeezenet1_1}", "branches.text.encoder.embedding=16",
+        "data.image.size=32", "data.train.languages=[en, de]", "training.epochs=1", "evaluation.every=1",
+        "training.precision=fp32",
+    ]))  # fmt: skip
+    runs.train(recipe, tmp_path / "run")
+    lines = run(tmp_path, "examples/emoji_languages.py", "run").splitlines()
+    assert len(lines) == 27 and lines[0].startswith("bn ") and lines[-1].startswith("mean ")
 
 
 APART = "branches.image.encoder={name: torchvision, model: squeezenet1_1}"  # untrained, it keeps pictures apart

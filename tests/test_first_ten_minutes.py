@@ -22,8 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "search_your_pictures.md"
 SHORT = (
-    "runs/quickstart training.epochs=1 branches.image.encoder.model=squeezenet1_1 data.image.size=32 "
-    "data.image_evaluation.size=32"
+    "runs/quickstart training.epochs=1 'branches.image.encoder={name: torchvision, model: squeezenet1_1}' "
+    "data.image.size=32 data.image_evaluation.size=32"
 )
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from jointembed import build
 from jointembed.errors import DataError, JointEmbedError, WeightsError
-from jointembed.inference.embed import cached_rows, embed_captions, set_centres
+from jointembed.inference.embed import embed_captions, set_centres
+from jointembed.inference.frozen import cached_rows
 from jointembed.model import JointEmbedding
 
 
@@ -282,6 +283,7 @@ class Trap:
         (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
     ],
 )  # fmt: skip
+@pytest.mark.fault(5, "model folder: config, weights, tokenizer")
 def test_faulty_folders_are_refused_and_execute_nothing(
     saved: Path, fault: Callable, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

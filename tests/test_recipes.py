@@ -13,7 +13,7 @@ from jointembed.data.tokens import words
 from jointembed.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent / "recipes"
-NOT_RUNS = ("accelerate", "detection")  # folders of other kinds of files, with tests of their own
+NOT_RUNS = ("accelerate", "detection", "search")  # folders of other kinds of files, with tests of their own
 RECIPES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name not in NOT_RUNS)
 SMALL_ENCODER: dict[str, dict[str, Any]] = {
     "torchvision": {"model": "mobilenet_v3_small", "weights": None},
@@ -61,7 +61,8 @@ def tiny_data(recipe: Recipe, folder: Path) -> str:
     if recipe.data.train["name"] in ("image_folder", "image_dataset", "image_shards"):
         write_pictures(folder, {"train": 16, "val": 4, "test": 4}, size=40)
         return f"{{name: image_folder, path: {folder}, split: train}}"
-    write_captions(folder, pictures=32 if recipe.data.captions == "random" else 8)
+    captions = max(2, recipe.data.texts)
+    write_captions(folder, pictures=32 if recipe.data.captions == "random" else 8, captions=captions)
     return f"{{name: coco_captions, images: {folder}/images, annotations: {folder}/captions.json}}"
 
 

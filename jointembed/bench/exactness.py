@@ -27,8 +27,8 @@ from jointembed.layers import MLP, convert_batch_norm
 from jointembed.model import JointEmbedding
 from jointembed.objectives import OBJECTIVES
 from jointembed.objectives.objective import EpochEmbeddings
-from jointembed.runs import environment
 from jointembed.training import checkpoint as checkpoints
+from jointembed.training.folder import environment
 from jointembed.training.loop import forward_backward, gradient_norm
 
 Views = Callable[[Tensor, Tensor], dict[str, Tensor]]

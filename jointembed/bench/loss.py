@@ -1,89 +1,101 @@
-"""Cost of VICReg's loss beside the authors' formula: forward and backward, time and memory."""
+"""Cost of losses beside the authors' formulas and lightly's: forward and backward, time and memory."""
 
-import statistics
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from time import perf_counter
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jointembed.objectives.vicreg import vicreg_loss
+from jointembed.bench.measure import Seconds, Stopwatch, Turn, compared, take_turns
+from jointembed.bench.rivals import OBJECTIVES, PLAIN, Loss, known_losses
+from jointembed.errors import RecipeError
+from jointembed.recipe import nearest
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def plain_vicreg(a: Tensor, b: Tensor) -> Tensor:
-    """VICReg 25/25/1 as its official convention is written down, with both D x D covariance matrices."""
-    variance = covariance = torch.zeros((), dtype=a.dtype, device=a.device)
-    for z in (a, b):
-        z = z - z.mean(0)
-        variance = variance + functional.relu(1 - torch.sqrt(z.var(0) + 1e-4)).mean() / 2
-        matrix = z.T @ z / (len(z) - 1)
-        off_diagonal = matrix.flatten()[1:].view(z.shape[1] - 1, z.shape[1] + 1)[:, :-1]
-        covariance = covariance + off_diagonal.pow(2).sum() / z.shape[1]
-    return 25 * functional.mse_loss(a, b) + 25 * variance + covariance
-
-
-def known_losses(rivals: Sequence[str]) -> dict[str, Loss]:
-    """`jointembed` and the named rivals: `authors`, and `lightly` where it is installed."""
-    losses: dict[str, Loss] = {"jointembed": lambda a, b: vicreg_loss(a, b)["loss"]}
-    if "authors" in rivals:
-        losses["authors"] = plain_vicreg
-    if "lightly" in rivals and find_spec("lightly") is not None:
-        from lightly.loss import VICRegLoss
-
-        losses["lightly"] = VICRegLoss()
-    return losses
+Row = dict[str, float | str]
+SIZES = {  # (n, d) that an objective is used at
+    "vicreg": [(256, 2048), (64, 8192), (256, 8192), (1024, 8192), (2048, 8192)],
+    "barlow_twins": [(256, 2048), (256, 8192), (1024, 8192)],
+    "w_mse": [(256, 64), (512, 128), (1024, 64)],
+    "simclr": [(256, 128), (1024, 128), (256, 2048)],
+    "swav": [(64, 128), (256, 128), (1024, 128)],
+}
+GRID_N = (16, 64, 256, 1024, 4096)
+GRID_D = (64, 256, 1024, 4096, 16384)
 
 
 def bench_loss(
     *,
-    ns: Sequence[int] = (64, 256, 1024),
-    ds: Sequence[int] = (8192,),
+    ns: Sequence[int] | None = None,
+    ds: Sequence[int] | None = None,
     repeats: int = 5,
     rivals: Sequence[str] = ("authors", "lightly"),
-) -> list[dict[str, float | str]]:
-    """Measure VICReg's loss, forward and backward, on the CPU: all losses in turn in one process, after one warm-up.
+    objective: str = "vicreg",
+    budget: float = math.inf,
+) -> list[Row]:
+    """Measure a loss, forward and backward, on the CPU: all alternatives in turn in one process, after one warm-up.
 
     Args:
-        ns: batch sizes.
+        ns: batch sizes; the sizes that the objective is used at where neither these nor `ds` are given.
         ds: dimensions.
         repeats: measurements of each.
-        rivals: `authors` (their formula, plainly), `lightly` (left out where it is not installed).
+        rivals: `authors` (their formula, plainly, of VICReg and Barlow Twins), `lightly` (left out where it is not
+            installed).
+        objective: one of vicreg, barlow_twins, w_mse, simclr, swav.
+        budget: seconds of one size after which no further round begins.
 
     Returns:
-        One row for each size and loss: `n`, `d`, `loss`, `milliseconds` (median), `ratio` (median of the loss's time
-        over ours, pair by pair), `peak_mb` (most memory live beyond the embeddings), `value`, `gradient_error` (largest
-        difference from our gradient, relative to its largest entry).
+        One row for each size and loss: `objective`, `n`, `d`, `loss`, `milliseconds` and `cpu_milliseconds` (medians),
+        `ratio` and `cpu_ratio` (median of the loss's time over ours, round by round), `rounds`, `peak_mb` (most memory
+        live beyond the embeddings), `value`, `gradient_error` (largest difference from our gradient, relative to its
+        largest entry).
+
+    Raises:
+        RecipeError: no such objective.
     """
-    losses = known_losses(rivals)
-    rows: list[dict[str, float | str]] = []
-    for n, d in ((n, d) for d in ds for n in ns):
-        generator = torch.Generator().manual_seed(n)
-        a = torch.randn(n, d, generator=generator)
-        b = a + 0.1 * torch.randn(n, d, generator=generator)
-        outcome = {name: step(loss, a, b) for name, loss in losses.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in losses}
-        for _ in range(repeats):
-            for name, loss in losses.items():
-                start = perf_counter()
-                step(loss, a, b)
-                seconds[name].append(perf_counter() - start)
-        ours = outcome["jointembed"][1]
-        for name, loss in losses.items():
-            ratios = [own / other for own, other in zip(seconds[name], seconds["jointembed"], strict=True)]
-            value, gradient = outcome[name]
-            row: dict[str, float | str] = {"n": n, "d": d, "loss": name, "value": value}
-            row |= {"milliseconds": 1e3 * statistics.median(seconds[name]), "ratio": statistics.median(ratios)}
-            row |= {"peak_mb": peak_bytes(loss, a, b) / 1e6}
-            rows.append(row | {"gradient_error": float((gradient - ours).abs().max() / ours.abs().max())})
+    if objective not in OBJECTIVES:
+        raise RecipeError(f"no objective {objective!r}{nearest(objective, OBJECTIVES)}")
+    sizes = SIZES[objective] if ns is None and ds is None else [(n, d) for d in ds or [8192] for n in ns or [256]]
+    return [row for n, d in sizes for row in _size(n, d, repeats, rivals, objective, budget)]
+
+
+def bench_grid(
+    *, ns: Sequence[int] = GRID_N, ds: Sequence[int] = GRID_D, repeats: int = 9, budget: float = 20.0
+) -> list[Row]:
+    """VICReg against the authors' formula over all sizes, from the smallest on; the rows of `bench_loss`."""
+    sizes = sorted(((n, d) for n in ns for d in ds), key=lambda one: (one[1] * min(one), one))
+    return [row for n, d in sizes for row in _size(n, d, repeats, ("authors",), "vicreg", budget)]
+
+
+def _size(n: int, d: int, repeats: int, rivals: Sequence[str], objective: str, budget: float) -> list[Row]:
+    losses = known_losses(rivals, objective, d)
+    a, b = embeddings(n, d)
+    outcome, warm = dict[str, tuple[float, Tensor]](), dict[str, Seconds]()
+    for name, loss in losses.items():
+        watch = Stopwatch()
+        outcome[name] = step(loss, a, b)
+        warm[name] = watch.seconds()
+    turns = {name: lambda loss=loss: step(loss, a, b) for name, loss in losses.items()}
+    ours = outcome["jointembed"][1]
+    shapes = (a.to("meta"), b.to("meta")) if objective in PLAIN else (a, b)  # counted without computing
+    rows: list[Row] = []
+    for name, row in compared(take_turns(turns, repeats, budget=budget, warm=warm)).items():
+        value, gradient = outcome[name]
+        one: Row = {"objective": objective, "n": n, "d": d, "loss": name, "value": value}
+        one |= {"milliseconds": 1e3 * row.pop("seconds"), "cpu_milliseconds": 1e3 * row.pop("cpu_seconds")} | row
+        one["peak_mb"] = peak_bytes(losses[name], *((a, b) if name == "lightly" else shapes)) / 1e6
+        rows.append(one | {"gradient_error": float((gradient - ours).abs().max() / ours.abs().max())})
     return rows
+
+
+def embeddings(n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Two branches' random rows (n, d), which resemble each other."""
+    generator = torch.Generator().manual_seed(n)
+    a = torch.randn(n, d, generator=generator)
+    return a, a + 0.1 * torch.randn(n, d, generator=generator)
 
 
 def step(loss: Loss, a: Tensor, b: Tensor) -> tuple[float, Tensor]:
@@ -96,12 +108,14 @@ def step(loss: Loss, a: Tensor, b: Tensor) -> tuple[float, Tensor]:
 
 
 def peak_bytes(loss: Loss, a: Tensor, b: Tensor) -> int:
-    """Most bytes of tensors that a forward and backward pass has live at once, beyond the embeddings.
+    """`live_bytes` of a forward and backward pass; on the meta device nothing is computed."""
+    return live_bytes(lambda: step(loss, a, b))
 
-    Counted by storage, so that it is exact on any device; on the meta device nothing is computed.
-    """
+
+def live_bytes(turn: Turn) -> int:
+    """Most bytes of tensors made in a call that are live at once, by storage, which is exact on any device."""
     with _LiveBytes() as live:
-        step(loss, a, b)
+        turn()
     return live.peak
 
 

@@ -86,13 +86,13 @@ def extrapolate(rows: Sequence[Row], images: int, dimension: int, target: int) -
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """CPU seconds and peak memory over the number of texts, as PNG; all axes are logarithmic."""
+    """CPU seconds and peak memory over the number of texts, as PNG; both from 0, else small growth looks large."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(1, 2)
     for axis, key, label in zip(axes, ("cpu_seconds", "peak_mb"), ("CPU seconds", "peak memory, MB"), strict=True):
-        axis.loglog([row["texts"] for row in rows], [row[key] for row in rows], marker="o")
-        axis.set(xlabel="texts", ylabel=label)
+        axis.plot([row["texts"] for row in rows], [row[key] for row in rows], marker="o")
+        axis.set(xscale="log", xlabel="texts", ylabel=label, ylim=(0, 1.1 * max(row[key] for row in rows)))
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 

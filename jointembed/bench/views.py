@@ -1,73 +1,116 @@
 """Views a second from JPEG, against Pillow and torchvision's first transforms as the authors wrote their pipelines."""
 
 import io
-import itertools
-import os
-import platform
 import random
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 from PIL import Image, ImageFilter, ImageOps
+from scipy.stats import ks_2samp
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as plain
-from torchvision.transforms.v2 import functional as v2
 
-from jointembed.data import augment
-from jointembed.data.views import VIEWS, Views
+from jointembed.bench.measure import Seconds, compared, take_turns
+from jointembed.bench.processes import Tensors, run_processes
+from jointembed.bench.retrieval import peak_mb, reset_peak
+from jointembed.bench.view_steps import decode, time_steps
+from jointembed.data.crops import Change, Crop
+from jointembed.data.pictures import open_picture
+from jointembed.data.pipeline import Views
+from jointembed.data.views import VIEWS
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TURN = 8  # pictures before another variant's turn: short for the load of the machine, long for its caches
 Run = Callable[[bytes], Any]
+Step = Callable[[Any], Any]
 
 
 def bench_views(
     *,
-    pictures: Sequence[Path] | None = None,
-    count: int = 64,
-    repeats: int = 5,
+    pictures: Path | None = None,
+    side: int | None = None,
+    count: int = 32,
+    repeats: int = 3,
     size: int = 224,
     small: int = 96,
+    pipelines: Sequence[str] | None = None,
+    memory: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Time pipelines and their steps, the variants a few pictures each in turn, in one process.
+    """Time pipelines and their steps from bytes in memory, a few pictures each in turn, on one thread.
 
     Args:
-        pictures: JPEG files; None makes `count` synthetic ones of 640 x 480.
+        pictures: folder of JPEG files; None makes `count` synthetic ones of 640 x 480.
+        side: longer side in pixels to which they are resized, and written as JPEG again; None leaves them as they are.
         count: pictures used.
         repeats: rounds over them.
-        size: side of views and pictures for the encoder.
+        size: side of large views; `vicreg_small` has 4/7 of it.
         small: side of the small crops.
+        pipelines: names of those to run; None for all.
+        memory: also measure peak memory, in processes of their own.
         seed: of what the pipelines draw.
 
     Returns:
-        `pipelines`: name -> variant -> median milliseconds and images a second; `ratio` is plain / ours, where `plain`
-        ends in normalised floats, as the authors' does, and `ours` in bytes, which the encoder normalises on its
-        device; `ratio_normalised` adds that work to ours, `ratio_bytes` takes it from plain. `reduced` decodes at a
-        reduced size where every crop keeps one pixel for each of its own. `steps`: one operation in each library.
-        `agreement`: mean difference of a squashed picture in grey levels. `machine`: what it ran on.
+        `source`: what the pictures are. `pipelines`: name -> `times`, of each variant what `measure.compared` gives
+        (ratios are to `jointembed`) and `images_per_second` of one core; `peak_mb` while views are made, the libraries
+        not counted; `agreement`, the mean difference in grey levels from Pillow's and torchvision's operations given
+        the same draws, decoded whole and as in training; `same`, p-values of two-sample tests against the authors'
+        pipeline. `steps`: microseconds of one operation.
+
+        Variants: `authors` ends in normalised floats, as theirs do, and `jointembed` in bytes, which the encoder
+        normalises on its device; `jointembed_normalised` does that work too; `authors_bytes` leaves it out. `whole`
+        always decodes the whole JPEG, `margin_1` reduces as soon as every crop keeps a pixel for each of its own.
     """
-    files = [path.read_bytes() for path in list(pictures)[:count]] if pictures else synthetic_jpegs(count, seed)
+    files, source = _pictures(pictures, side, count, seed)
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader's worker
     try:
-        return {
-            "pipelines": {name: _compare(runs, files, repeats, seed) for name, runs in _pipelines(size, small).items()},
-            "steps": _steps(files, size, repeats),
-            "agreement": _agreement(files[0], size),
-            "machine": _machine(len(files)),
-        }
+        rows = {name: row for name, row in known_pipelines(size, small).items() if name in (pipelines or [name])}
+        found = {name: _measure(*row, files, repeats, seed) for name, row in rows.items()}
+        steps = time_steps(files[0], size, repeats)
     finally:
         torch.set_num_threads(before)
+    for name in found if memory else ():
+        found[name]["peak_mb"] = {
+            side: float(run_processes(1, memory_of, name, side, files[:TURN], size, small)[0]["mb"])
+            for side in ("jointembed", "authors")
+        }
+    return {"source": source, "size": size, "seed": seed, "pipelines": found, "steps": steps}
+
+
+def _pictures(folder: Path | None, side: int | None, count: int, seed: int) -> tuple[list[bytes], dict[str, Any]]:
+    if folder is None:
+        files, origin = synthetic_jpegs(count, seed), "made up"
+    else:
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+        files, origin = [path.read_bytes() for path in paths[:count]], folder.name
+    if side is not None:
+        files, origin = [_resized(file, side) for file in files], f"{origin}, resized to {side} px and written again"
+    sizes = [decode(file).size for file in files]
+    source: dict[str, Any] = {"pictures": origin, "count": len(files)}
+    source |= {
+        key: float(np.median(one)) for key, one in zip(("width", "height"), zip(*sizes, strict=True), strict=True)
+    }
+    return files, source | {"kilobytes": float(np.median([len(file) for file in files])) / 1000}
+
+
+def _resized(file: bytes, side: int) -> bytes:
+    picture = decode(file)
+    scale = side / max(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return _jpeg(picture.resize(size, Image.Resampling.LANCZOS))
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def synthetic_jpegs(count: int, seed: int = 0, width: int = 640, height: int = 480) -> list[bytes]:
@@ -81,33 +124,37 @@ def synthetic_jpegs(count: int, seed: int = 0, width: int = 640, height: int = 4
             layer = Image.fromarray(waves.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
             picture += np.asarray(layer, dtype=np.float64) - 127
         grain = draw.normal(127, 6, (height, width, 1))
-        buffer = io.BytesIO()
-        Image.fromarray((picture + grain).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-        files.append(buffer.getvalue())
+        files.append(_jpeg(Image.fromarray((picture + grain).clip(0, 255).astype(np.uint8))))
     return files
 
 
 # -- pipelines ------------------------------------------------------------------------------------------------------
 
 
-def _pipelines(size: int, small: int) -> dict[str, dict[str, Run]]:
-    jitter = (0.4, 0.4, 0.2, 0.1)
-    pair = [_plain_view(size, (0.08, 1.0), jitter, blur, solar, True) for blur, solar in ((1.0, 0.0), (0.1, 0.2))]
+def known_pipelines(size: int, small: int) -> dict[str, tuple[list[list[Step]], Callable[..., Views]]]:
+    """Name -> the authors' steps of each view, and ours given a `margin`."""
+    little = round(size * 4 / 7)
+    resize = transforms.Resize((size, size))
+    crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     large = _plain_view(size, (0.14, 1.0), (0.8, 0.8, 0.8, 0.2), 0.5, 0.0, False)
-    little = _plain_view(small, (0.05, 0.14), (0.8, 0.8, 0.8, 0.2), 0.5, 0.0, False)
-    centre = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
-    rows = {
-        "vicreg": (pair, VIEWS["vicreg"](size=size)),
-        "multi_crop": ([large] * 2 + [little] * 6, VIEWS["multi_crop"](sizes=[size, small])),
-        "resize": ([[transforms.Resize((size, size))]], VIEWS["resize"](size=size)),
-        "center": ([centre], VIEWS["center"](size=size)),
+    tiny = _plain_view(small, (0.05, 0.14), (0.8, 0.8, 0.8, 0.2), 0.5, 0.0, False)
+    return {
+        "vicreg": (_plain_pair(size), partial(VIEWS["vicreg"], size=size)),
+        "vicreg_small": (_plain_pair(little), partial(VIEWS["vicreg"], size=little)),
+        "multi_crop": ([large] * 2 + [tiny] * 6, partial(VIEWS["multi_crop"], sizes=[size, small])),
+        "caption_crop": ([[*crop]], partial(VIEWS["crop"], size=size)),
+        "caption_resize": ([[resize]], partial(VIEWS["resize"], size=size)),
     }
-    return {name: _variants(steps, views) for name, (steps, views) in rows.items()}
+
+
+def _plain_pair(size: int) -> list[list[Step]]:
+    jitter = (0.4, 0.4, 0.2, 0.1)
+    return [_plain_view(size, (0.08, 1.0), jitter, blur, solar, True) for blur, solar in ((1.0, 0.0), (0.1, 0.2))]
 
 
 def _plain_view(
     size: int, scale: tuple[float, float], jitter: Sequence[float], blur: float, solarize: float, bicubic: bool
-) -> list[Callable]:
+) -> list[Step]:
     mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
     return [
         transforms.RandomResizedCrop(size, scale=scale, interpolation=mode),
@@ -119,36 +166,26 @@ def _plain_view(
     ]
 
 
-def _variants(steps: Sequence[list[Callable]], views: Views) -> dict[str, Run]:
+def _variants(steps: Sequence[list[Step]], make: Callable[..., Views]) -> dict[str, Run]:
     floats = [transforms.Compose([*one, transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]) for one in steps]
     bytes_ = [transforms.Compose([*one, transforms.PILToTensor()]) for one in steps]
-
-    def ours(file: bytes) -> dict[str, Tensor]:
-        with Image.open(io.BytesIO(file)) as picture:
-            return views(picture)
-
-    def reduced(file: bytes) -> dict[str, Tensor]:
-        with Image.open(io.BytesIO(file)) as picture:
-            plan = views.draw(*picture.size)
-            picture.draft(None, views.decode_size(plan, margin=1.0) or picture.size)
-            return views.render(picture, plan)
-
-    return {
-        "plain": lambda file: _all(floats, file),
-        "plain_bytes": lambda file: _all(bytes_, file),
-        "ours": ours,
-        "ours_normalised": lambda file: [_normalised(view) for view in ours(file).values()],
-        "reduced": reduced,
+    ours = make()
+    runs: dict[str, Run] = {
+        "jointembed": partial(_ours, ours),
+        "authors": partial(_authors, floats),
+        "authors_bytes": partial(_authors, bytes_),
+        "jointembed_normalised": lambda file: [_normalised(view) for view in _ours(ours, file)],
     }
+    margins = {"whole": None, "margin_1": 1.0}
+    return runs | {name: partial(_ours, make(margin=one)) for name, one in margins.items() if one != ours.margin}
 
 
-def _decode(file: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(file)) as picture:
-        return picture.convert("RGB")
+def _ours(views: Views, file: bytes) -> list[Tensor]:
+    return list(views.opened(partial(open_picture, file)).values())
 
 
-def _all(steps: Sequence[Callable], file: bytes) -> list[Tensor]:
-    picture = _decode(file)
+def _authors(steps: Sequence[Step], file: bytes) -> list[Tensor]:
+    picture = decode(file)
     return [step(picture) for step in steps]
 
 
@@ -157,112 +194,89 @@ def _normalised(x: Tensor) -> Tensor:
     return x.float().sub_(mean * 255).div_(deviation * 255)
 
 
-def _compare(runs: dict[str, Run], files: Sequence[bytes], repeats: int, seed: int) -> dict[str, Any]:
-    """Every variant on a few pictures in turn, so that what else the machine does falls on all alike."""
+def _measure(
+    steps: Sequence[list[Step]], make: Callable[..., Views], files: Sequence[bytes], repeats: int, seed: int
+) -> dict[str, Any]:
     torch.manual_seed(seed)
     random.seed(seed)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run(files[0])
-    for _, first in itertools.product(range(repeats), range(0, len(files), TURN)):
-        for name, run in runs.items():
-            for file in files[first : first + TURN]:
-                start = time.perf_counter()
-                run(file)
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    found: dict[str, Any] = {
-        name: {"milliseconds": 1000 * value, "images_per_second": 1 / value} for name, value in medians.items()
-    }
-    return found | {
-        "ratio": medians["plain"] / medians["ours"],
-        "ratio_normalised": medians["plain"] / medians["ours_normalised"],
-        "ratio_bytes": medians["plain_bytes"] / medians["ours"],
-        "ratio_reduced": medians["plain"] / medians["reduced"],
-    }
-
-
-# -- steps ----------------------------------------------------------------------------------------------------------
-
-
-def _steps(files: Sequence[bytes], size: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Microseconds of one step in Pillow, here, and in torchvision's transforms v2 on bytes."""
-    picture = _decode(files[0])
-    width, height = picture.size
-    box = (width // 8, height // 8, width // 2, height // 2)
-    corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
-    source = augment.pixels(picture)
-    whole = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-    crop = picture.crop(corners).resize((size, size), Image.Resampling.BICUBIC)
-    bytes_ = torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous()
-    levels = bytes_.float()
-    jitters: dict[str, Callable[[float], tuple[Callable, ...]]] = {
-        name: lambda factor, name=name: (  # type: ignore[misc]
-            lambda: getattr(plain, f"adjust_{name}")(crop, factor),
-            lambda: augment.JITTER[name](levels.clone(), factor),
-            lambda: getattr(v2, f"adjust_{name}")(bytes_, factor),
-        )
-        for name in augment.JITTER
-    }
-    runs: dict[str, tuple[Callable, ...]] = {
-        "crop and resize, bicubic": (
-            lambda: picture.crop(corners).resize((size, size), Image.Resampling.BICUBIC),
-            lambda: augment.resample(source, box, size, size, "bicubic"),
-            lambda: v2.resized_crop(
-                whole, box[1], box[0], box[3], box[2], [size, size], InterpolationMode.BICUBIC, antialias=True
-            ),
-        ),
-        "pixels of a picture": (
-            lambda: torch.from_numpy(np.array(picture)),
-            lambda: augment.pixels(picture),
-            lambda: v2.pil_to_tensor(picture),
-        ),
-        **{name: pick(0.07 if name == "hue" else 1.2) for name, pick in jitters.items()},
-        "grey": (
-            lambda: plain.to_grayscale(crop, 3),
-            lambda: augment.grey(levels),
-            lambda: v2.rgb_to_grayscale(bytes_, 3),
-        ),
-        "blur": (
-            lambda: crop.filter(ImageFilter.GaussianBlur(1.5)),
-            lambda: augment.blur(levels, 1.5),
-            lambda: v2.gaussian_blur(bytes_, [13, 13], [1.5, 1.5]),
-        ),
-        "solarize": (
-            lambda: ImageOps.solarize(crop),
-            lambda: augment.solarize(bytes_),
-            lambda: v2.solarize(bytes_, 128),
-        ),
-    }
-    return {name: _time_step(run, 10 * repeats) for name, run in runs.items()}
-
-
-def _time_step(run: Sequence[Callable], repeats: int) -> dict[str, float]:
-    seconds: list[list[float]] = [[] for _ in run]
-    for _ in range(repeats + 2):
-        for times, one in zip(seconds, run, strict=True):
-            start = time.perf_counter()
-            one()
-            times.append(time.perf_counter() - start)
-    names = ("pillow", "ours", "torchvision_v2")
-    return {name: 1e6 * statistics.median(times[2:]) for name, times in zip(names, seconds, strict=True)}
-
-
-def _agreement(file: bytes, size: int) -> float:
-    expected = transforms.PILToTensor()(_decode(file).resize((size, size), Image.Resampling.BILINEAR))
-    found = VIEWS["resize"](size=size)(_decode(file))["image"]
-    return (found.float() - expected.float()).abs().mean().item()
-
-
-def _machine(pictures: int) -> dict[str, Any]:
+    runs = _variants(steps, make)
+    seconds: dict[str, list[Seconds]] = {name: [] for name in runs}
+    for first in range(0, len(files), TURN):
+        turns = {name: partial(_all, run, files[first : first + TURN]) for name, run in runs.items()}
+        for name, rounds in take_turns(turns, repeats).items():
+            seconds[name] += rounds
+    times = compared(seconds)
+    for row in times.values():
+        row["images_per_second"] = min(TURN, len(files)) / row["cpu_seconds"]
     return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "vector": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-        "threads": 1,
-        "pictures": pictures,
+        "times": times,
+        "agreement": {"whole": agreement(make(margin=None), files), "training": agreement(make(), files)},
+        "same": same_distribution(runs["jointembed"], runs["authors_bytes"], files),
+    }
+
+
+def _all(run: Run, files: Sequence[bytes]) -> None:
+    for file in files:
+        run(file)
+
+
+def memory_of(name: str, side: str, files: Sequence[bytes], size: int, small: int) -> Tensors:
+    """MB above what the libraries take while a pipeline makes the views of some pictures, one after the other."""
+    torch.manual_seed(0)
+    run = _variants(*known_pipelines(size, small)[name])[side]
+    run(_jpeg(Image.new("RGB", (8, 8))))  # what is made once must not count
+    before = reset_peak()
+    _all(run, files)
+    return {"mb": torch.tensor(peak_mb() - before)}
+
+
+# -- agreement ------------------------------------------------------------------------------------------------------
+
+
+def plain_render(picture: Image.Image, crop: Crop, change: Change) -> Tensor:
+    """What was drawn for a crop, by Pillow's and torchvision's first operations: bytes (3, size, size)."""
+    place = change.place
+    left, top, width, height = place.box
+    mode = Image.Resampling[crop.interpolation.upper()]
+    view = picture.crop((left, top, left + width, top + height)).resize((place.width, place.height), mode)
+    for name, factor in change.jitter:
+        view = getattr(plain, f"adjust_{name}")(view, factor)
+    view = plain.to_grayscale(view, 3) if change.grey else view
+    view = view if change.sigma is None else view.filter(ImageFilter.GaussianBlur(change.sigma))
+    view = ImageOps.solarize(view) if change.solarize else view
+    return transforms.PILToTensor()(ImageOps.mirror(view) if change.flip else view)
+
+
+def agreement(views: Views, files: Sequence[bytes]) -> float:
+    """Mean difference in grey levels between ours and `plain_render` of the whole picture, the draws being the same."""
+    apart = []
+    for number, file in enumerate(files):
+        torch.manual_seed(number)
+        found = _ours(views, file)
+        picture = decode(file)
+        torch.manual_seed(number)
+        for ours, crop, change in zip(found, views.crops, views.draw(*picture.size).changes, strict=True):
+            apart.append((ours.float() - plain_render(picture, crop, change)).abs().mean().item())
+    return float(np.mean(apart))
+
+
+def same_distribution(ours: Run, theirs: Run, files: Sequence[bytes]) -> dict[str, float]:
+    """P-values of Kolmogorov-Smirnov's two-sample test, over the first view of each picture."""
+    found, expected = ([look(run(file)[0]) for file in files] for run in (ours, theirs))
+    return {
+        name: float(ks_2samp(*([one[name] for one in side] for side in (found, expected))).pvalue) for name in found[0]
+    }
+
+
+def look(view: Tensor) -> Mapping[str, float]:
+    """Numbers that jitter, blur and resampling change, of bytes (3, H, W); `detail` is the log energy of edges."""
+    x = view.float()
+    grey = x.mean(0)
+    edges = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    return {
+        "red": x[0].mean().item(),
+        "blue": x[2].mean().item(),
+        "deviation": x.std().item(),
+        "colourfulness": (x.amax(0) - x.amin(0)).mean().item(),
+        "detail": edges.square().mean().add(1).log().item(),
     }

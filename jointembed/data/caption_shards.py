@@ -205,9 +205,20 @@ def _stored_index(path: Path, made_of: dict[str, Any]) -> ShardIndex | None:
         if len({len(column) for column in columns}) != 1:
             return None
         pictures, offsets, sizes, texts = map(tuple, columns)
-        return ShardIndex(pictures, offsets, sizes, tuple(map(tuple, texts)))
+        known = ShardIndex(pictures, offsets, sizes, tuple(map(tuple, texts)))
+        return known if _is_sound(known, made_of["bytes"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_sound(index: ShardIndex, size: int) -> bool:
+    """Whether an index holds what one holds, in a shard of that many bytes."""
+    return (
+        len(set(index.pictures)) == len(index.pictures) > 0
+        and all(isinstance(name, str) for name in index.pictures)
+        and all(type(one) is int and 0 <= one <= size for one in (*index.offsets, *index.sizes))
+        and all(one and all(isinstance(text, str) and text.strip() for text in one) for one in index.captions)
+    )
 
 
 def _make_index(path: Path, captions: Literal["json", "txt"], caption_key: str) -> ShardIndex:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jointembed.data.detection import DetectionData
+from jointembed.data.loader_workers import noticed
 from jointembed.data.samples import Batch, Key, sample_seed
 from jointembed.errors import DataError
 
@@ -82,7 +83,7 @@ class DetectionSamples:
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """A batch: lists `images` and `targets`, and `index` (N,)."""
-        drawn = [self.draw(key) for key in keys]
+        drawn = [self.draw(key) for key in noticed(keys)]
         return {
             "images": [image for image, _ in drawn],
             "targets": [target for _, target in drawn],

@@ -168,7 +168,7 @@ class _Part:
 
     def version(self) -> dict[str, str]:
         try:
-            note = json.loads(self.note.read_text())
+            note = json.loads(self.note.read_text(encoding="utf-8"))
             return {key: value for key, value in note.items() if isinstance(value, str)}
         except (OSError, ValueError, AttributeError):
             return {}
@@ -228,7 +228,7 @@ def _receive(
         raise DataError(f"{part.path}: needs {total - offset} bytes, {free} are free")
     if not offset:
         part.restart()  # before the note: a kill in between must not leave old bytes with a new note
-    part.note.write_text(json.dumps(found))
+    part.note.write_text(json.dumps(found), encoding="utf-8")
     with open(part.path, "ab" if offset else "wb") as file:
         done = offset
         while chunk := response.read(CHUNK):

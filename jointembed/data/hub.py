@@ -1,7 +1,8 @@
 """Caption and image data sets through the library `datasets`: parquet, image folders, saved data sets, and the hub."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,8 @@ def _load(path: str, split: str, revision: str | None) -> "Dataset":
     try:
         if place.is_file():
             files = {split.split("[")[0]: path}
-            found = datasets.load_dataset("parquet", data_files=files, split=split)
+            with _uncounted():
+                found = datasets.load_dataset("parquet", data_files=files, split=split)
         elif (place / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(path)[split]
         elif (place / "state.json").is_file():
@@ -135,7 +137,8 @@ def _load(path: str, split: str, revision: str | None) -> "Dataset":
             if str(found.split or split) != split:
                 raise DataError(f"{path}: holds the split {str(found.split)!r}, not {split!r}")
         else:
-            found = datasets.load_dataset(path, split=split, revision=revision)
+            with _uncounted() if place.exists() else nullcontext():
+                found = datasets.load_dataset(path, split=split, revision=revision)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} {split}: cannot be loaded ({_one_line(error)})") from None
     except datasets.exceptions.DatasetsError as error:
@@ -143,6 +146,18 @@ def _load(path: str, split: str, revision: str | None) -> "Dataset":
     if not isinstance(found, datasets.Dataset) or not len(found):
         raise DataError(f"{path} {split}: no row in it")
     return found
+
+
+@contextmanager
+def _uncounted() -> Iterator[None]:
+    """Without the request that `datasets` sends to count loads, also of files on this disk."""
+    from datasets import config
+
+    counted, config.HF_UPDATE_DOWNLOAD_COUNTS = config.HF_UPDATE_DOWNLOAD_COUNTS, False
+    try:
+        yield
+    finally:
+        config.HF_UPDATE_DOWNLOAD_COUNTS = counted
 
 
 def _one_line(error: BaseException) -> str:

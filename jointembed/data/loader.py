@@ -1,12 +1,14 @@
 """Which samples make up which batch, on which rank, at which step; all of it a pure function of the step."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from jointembed.data.loader_workers import Board, Reporting, guarded
 from jointembed.data.order import Order, epoch_order
 from jointembed.data.samples import Batch, Key
 from jointembed.errors import DataError
@@ -21,6 +23,10 @@ class Samples(Protocol):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """A collated batch."""
+        ...
+
+    def describe(self, keys: Sequence[Key]) -> list[str]:
+        """Name of each sample, for messages."""
         ...
 
 
@@ -84,26 +90,48 @@ class BatchPlan:
             yield self.keys(step, order)
 
 
-def make_loader(samples: Samples, plan: BatchPlan, *, workers: int, pin_memory: bool = False) -> DataLoader:
-    """Batches of a plan, in order, whatever the number of workers; draws nothing from torch's global generator."""
-    return DataLoader(
-        samples,  # type: ignore[arg-type]  # a Dataset in all but name
-        batch_sampler=plan,
-        num_workers=workers,
-        collate_fn=_already_a_batch,
-        generator=torch.Generator().manual_seed(plan.seed),
-        worker_init_fn=_one_thread if workers else None,
-        persistent_workers=False,
-        pin_memory=pin_memory,
-    )
+class Loader:
+    """Batches of a plan, in order, whatever the number of workers; draws nothing from torch's global generator.
+
+    Args:
+        samples: the data set.
+        plan: batches of keys.
+        workers: processes that read; 0 reads in this one.
+        pin_memory: copy batches to memory from where they go to a GPU faster.
+        timeout: seconds that a batch may take the workers; 0 is no limit.
+    """
+
+    def __init__(
+        self, samples: Samples, plan: BatchPlan, *, workers: int, pin_memory: bool = False, timeout: float = 0
+    ) -> None:
+        """See the class."""
+        self.samples, self.plan, self.workers = samples, plan, workers
+        self.pin_memory, self.timeout = pin_memory, timeout
+
+    def __len__(self) -> int:
+        """Batches left."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches. Raises DataError naming the sample that is bad, or that a worker was at when it ended or hung."""
+        made = partial(
+            DataLoader,
+            Reporting(self.samples, self._name),  # type: ignore[arg-type]  # a Dataset in all but name
+            batch_sampler=self.plan,
+            num_workers=self.workers,
+            collate_fn=_already_a_batch,
+            generator=torch.Generator().manual_seed(self.plan.seed),
+            persistent_workers=False,
+            pin_memory=self.pin_memory,
+        )
+        return guarded(made, Board(self.workers, self._name, self.timeout))
+
+    def _name(self, key: Key) -> str:
+        return self.samples.describe([key])[0]
 
 
 def _already_a_batch(batch: Any) -> Any:
     return batch
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 def batch_rows(batch: Batch) -> int:

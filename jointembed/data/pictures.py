@@ -3,17 +3,39 @@
 import io
 import os
 import stat
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jointembed.errors import DataError
 
 MAX_PIXELS = 64_000_000  # a 12 kB PNG can hold 100 megapixels
 # Photographs come in these. Pillow's other readers are a needless risk: EPS, for one, starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+
+Reduce = Callable[[int, int], tuple[int, int] | None]
+_reduce: ContextVar[Reduce | None] = ContextVar("reduce", default=None)
+
+
+@contextmanager
+def reduced(choose: Reduce) -> Iterator[None]:
+    """Inside, a JPEG that is opened may be decoded at a reduced size, whichever source it comes from.
+
+    Args:
+        choose: of the width and height of the upright picture, before it is decoded, the least width and height that
+            will do, or None for the whole. The decoder takes the smallest of 1/8, 1/4, 1/2 and 1 that is no less.
+    """
+    token = _reduce.set(choose)
+    try:
+        yield
+    finally:
+        _reduce.reset(token)
 
 
 def open_picture(source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -45,6 +67,9 @@ def _decode(file: IO[bytes], label: str, max_pixels: int) -> Image.Image:
         image = Image.open(file, formats=FORMATS)
         if not 0 < image.width * image.height <= max_pixels:
             raise DataError(f"{label}: {image.width} x {image.height} pixels; 1 to {max_pixels} can be used")
+        choose = _reduce.get()
+        if choose is not None and image.format == "JPEG":
+            _draft(image, choose)
         image.load()
         return _to_rgb(_upright(image), label)
     except UnidentifiedImageError:
@@ -66,8 +91,27 @@ def _looks_like(head: bytes) -> str:
     return ""
 
 
+def _draft(image: Image.Image, choose: Reduce) -> None:
+    """Have a JPEG decoded at a reduced size; only the scale changes, never the colour space."""
+    turned = _turned(image)
+    size = choose(image.height, image.width) if turned else choose(image.width, image.height)
+    if size is not None:
+        image.draft(None, (size[1], size[0]) if turned else size)
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether EXIF says that width and height are to be exchanged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception:  # damaged EXIF: as in _upright
+        return False
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        if image.format == "JPEG":  # one frame: nothing is read from its file any more, and no copy is needed
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF beside good pixels: the orientation is unknown, the picture is not lost
         return image.copy()
@@ -114,12 +158,23 @@ def _check_name(root: Path, name: str) -> None:
         raise DataError(f"{name!r}: a picture's file name must stay inside {root}")
     if not _is_encodable(name):
         raise DataError(f"{name!r}: a picture's file name must be valid Unicode")
+    if not _has_a_name_here(name):
+        encoding = sys.getfilesystemencoding()
+        raise DataError(f"{ascii(name)}: no file can have this name under the locale's {encoding}; set PYTHONUTF8=1")
 
 
 def _is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _has_a_name_here(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # as under LC_ALL=C where Python's UTF-8 mode is off
         return False
     return True
 

@@ -45,6 +45,7 @@ class CaptionData:
     captions: tuple[tuple[str, ...], ...]  # M tuples, none of them empty
     picture_ids: tuple[str, ...]  # I, as the source names them
     caption_ids: tuple[tuple[int, ...], ...] | None = None  # as `captions`, where the source numbers them
+    skipped: tuple[tuple[str, str], ...] = ()  # name of each picture left out as unreadable, and the reason
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""
@@ -103,6 +104,7 @@ class ImageData:
     classes: tuple[str, ...] | None  # C names; None where there are no labels
     picture_ids: tuple[str, ...]  # I, as the source names them
     subset: str | None = None  # SHA-256 of the ids, where the pictures are a chosen part of their data set
+    skipped: tuple[tuple[str, str], ...] = ()  # name of each picture left out as unreadable, and the reason
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""

@@ -1,4 +1,4 @@
-"""A fixed part of an image data set: by a published list of file names, or stratified and seeded."""
+"""A fixed part of a data set: by a published list of file names, or seeded, stratified where there are classes."""
 
 import hashlib
 import logging
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jointembed.data.json_file import read_text
-from jointembed.data.records import ImageData, Pictures
+from jointembed.data.records import CaptionData, ImageData, Pictures
 from jointembed.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,48 @@ def choose(data: ImageData, *, subset: str | None, fraction: float | None, subse
     )
 
 
+def share_of(data: CaptionData, *, pictures: float = 1.0, captions: float = 1.0, seed: int = 0) -> CaptionData:
+    """A seeded part of a data set with captions: of its items, and of the captions of each.
+
+    Items and captions are ranked by SHA-256 of seed and id, so that a smaller share is part of a larger one, on any
+    machine. An item keeps all its pictures; what is kept keeps its order.
+
+    Args:
+        data: the whole.
+        pictures: share of the items, rounded, at least one item.
+        captions: share of each item's captions, rounded, at least one caption.
+        seed: of the ranking.
+    """
+    first = {int(item): number for number, item in reversed(list(enumerate(data.item)))}
+    names = {item: data.picture_ids[number] for item, number in first.items()}
+    items = _ranked(sorted(names), [names[item] for item in sorted(names)], pictures, seed)
+    kept = {
+        item: _ranked(range(len(texts)), [f"{names[item]}\0{n}" for n in range(len(texts))], captions, seed)
+        for item, texts in ((item, data.captions[item]) for item in items)
+    }
+    numbers = np.flatnonzero(np.isin(data.item, items)).tolist()
+    ids = data.caption_ids
+    return replace(
+        data,
+        name=f"{data.name} ({100 * pictures:g}% of the pictures, {100 * captions:g}% of the captions, seed {seed})",
+        pictures=data.pictures if len(numbers) == len(data.pictures) else PicturePart(data.pictures, numbers),
+        item=np.searchsorted(items, data.item[numbers]).astype(np.int64),
+        captions=tuple(tuple(data.captions[item][n] for n in kept[item]) for item in items),
+        picture_ids=tuple(data.picture_ids[number] for number in numbers),
+        caption_ids=None if ids is None else tuple(tuple(ids[item][n] for n in kept[item]) for item in items),
+    )
+
+
+def _ranked(values: Sequence[int], names: Sequence[str], share: float, seed: int) -> list[int]:
+    """The share of some values whose names come first in a seeded order, ascending; at least one of them."""
+    ranks = {value: _rank(seed, name) for value, name in zip(values, names, strict=True)}
+    return sorted(sorted(values, key=ranks.__getitem__)[: max(1, round(share * len(values)))])
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogatepass")).digest()
+
+
 def _listed(data: ImageData, path: Path) -> list[int]:
     by_id = {one: [number] for number, one in enumerate(data.picture_ids)}
     by_name: dict[str, list[int]] = {}
@@ -103,7 +145,7 @@ def _listed(data: ImageData, path: Path) -> list[int]:
 def _stratified(data: ImageData, fraction: float, seed: int) -> list[int]:
     if not 0 < fraction <= 1:
         raise DataError(f"{data.name}: fraction is {fraction}; expected a number above 0 and up to 1")
-    ranks = [hashlib.sha256(f"{seed}\0{one}".encode("utf-8", "surrogatepass")).digest() for one in data.picture_ids]
+    ranks = [_rank(seed, one) for one in data.picture_ids]
     labels = np.zeros(len(ranks), dtype=np.int64) if data.labels is None else data.labels
     chosen: list[int] = []
     for label in np.unique(labels):

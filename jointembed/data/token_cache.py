@@ -9,12 +9,13 @@ from typing import overload
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from jointembed import distributed
 from jointembed.data.tokens import Tokens
 from jointembed.errors import DataError
+from jointembed.tensor_files import save_tensors
 
 _CHUNK = 65_536  # captions tokenised at a time
 
@@ -69,16 +70,20 @@ def cached_tokens(tokens: Tokens, texts: Sequence[str], fingerprint: str, folder
         folder: the cache.
 
     Raises:
-        DataError: a cache file that cannot be read, or holds another number of captions; delete it.
+        DataError: a cache file that cannot be written or read, or holds another number of captions; delete it.
     """
     content = json.dumps([tokens.tokenizer.to_str(), tokens.max_length, fingerprint])
     path = folder / f"tokens-{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
     if distributed.is_main() and not path.is_file():
         made = tokenise(tokens, texts)
-        folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"ids": made.ids, "start": made.start}, part)
-        part.replace(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_tensors({"ids": made.ids, "start": made.start}, part)
+            part.replace(path)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise DataError(f"{path}: cached tokens cannot be written ({error}); set JOINTEMBED_CACHE") from None
     distributed.barrier()
     try:
         stored = load_file(path)

@@ -34,9 +34,12 @@ class Tokens:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token numbers of each text, cut at `max_length` with the last token kept; cuts are logged as a count."""
-        # a lone surrogate or NUL is no text that a tokenizer can take, and no reason to stop
-        clean = [text.encode("utf-8", "replace").decode("utf-8").replace("\0", " ") for text in texts]
-        encoded = [encoding.ids for encoding in self.tokenizer.encode_batch(clean)]
+        try:
+            encoded = [encoding.ids for encoding in self.tokenizer.encode_batch([_clean(text) for text in texts])]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a tokenizer from a damaged file: the library panics, by what is no Exception
+            raise WeightsError(f"the tokenizer cannot be used ({' '.join(str(error).split())[:200]})") from None
         cut = sum(len(ids) > self.max_length for ids in encoded)
         if cut:
             logger.warning("%d of %d captions are longer than %d tokens and were cut", cut, len(texts), self.max_length)
@@ -55,12 +58,19 @@ class Tokens:
         path = folder / "tokenizer.json"
         try:
             return cls(Tokenizer.from_file(str(path)), max_length)
-        except Exception as error:  # the library raises bare Exception
-            raise WeightsError(f"{path}: not a tokenizer ({error})") from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and panics by what is none
+            raise WeightsError(f"{path}: not a tokenizer ({' '.join(str(error).split())[:200]})") from None
 
     def __reduce__(self) -> tuple:
         """Pickle through JSON, for loader workers."""
         return _from_json, (self.tokenizer.to_str(), self.max_length)
+
+
+def _clean(text: str) -> str:
+    """A lone surrogate or NUL is no text that a tokenizer can take, and no reason to stop."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
 
 
 def _from_json(text: str, max_length: int) -> Tokens:
@@ -96,7 +106,7 @@ def words(texts: Iterable[str], *, threshold: int = 4, max_length: int = 64) -> 
     trainer = trainers.WordLevelTrainer(
         min_frequency=threshold, special_tokens=_SPECIAL, show_progress=False, vocab_size=10_000_000
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(_clean, texts), trainer)
     return Tokens(_framed(tokenizer), max_length)
 
 
@@ -109,7 +119,7 @@ def bpe(texts: Iterable[str], *, size: int = 8000, threshold: int = 2, max_lengt
     trainer = trainers.BpeTrainer(
         vocab_size=size, min_frequency=threshold, special_tokens=_SPECIAL, show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(_clean, texts), trainer)
     return Tokens(_framed(tokenizer), max_length)
 
 

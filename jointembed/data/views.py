@@ -2,94 +2,19 @@
 
 A row is data: a builder of this file and the values that the authors of a method gave its parameters. A pipeline
 draws everything random first, from torch's global generator, then renders; one decode serves all views. Views leave
-as bytes, the encoder scales and normalises them.
+as bytes, the encoder scales and normalises them. In training a JPEG is decoded at 1/2, 1/4 or 1/8 where the crops drawn
+leave room for it (the parameter `margin` of every row); a picture that is open already is used as it is.
 """
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from jointembed.data import augment
 from jointembed.data.augment import Interpolation
-from jointembed.data.crops import (
-    Area,
-    Centre,
-    Colour,
-    Crop,
-    Opponents,
-    Patches,
-    Plan,
-    Squash,
-    Whole,
-    render_crop,
-)
+from jointembed.data.crops import Area, Centre, Colour, Crop, Opponents, Patches, Squash, Whole
+from jointembed.data.pipeline import MARGIN, Views
 from jointembed.errors import RecipeError
-
-
-class Views:
-    """A pipeline of crops.
-
-    Attributes:
-        views: keys of what it returns.
-        random: whether two calls differ.
-    """
-
-    def __init__(self, crops: Sequence[Crop]) -> None:
-        """Keep the crops, drawn and rendered in this order."""
-        self.crops = tuple(crops)
-        self.views = tuple(key for crop in self.crops for key in crop.output.keys)
-        self.random = any(crop.random for crop in self.crops)
-
-    def __call__(self, picture: Image.Image) -> dict[str, Tensor]:
-        """Draw and render: view -> bytes (3, size, size), or what the row says, on the global generator of torch."""
-        return self.render(picture, self.draw(*picture.size))
-
-    def draw(self, width: int, height: int) -> Plan:
-        """Draw every crop of a picture of that size, before it is decoded."""
-        return Plan((width, height), tuple(crop.draw(width, height) for crop in self.crops))
-
-    def render(self, picture: Image.Image, plan: Plan) -> dict[str, Tensor]:
-        """Render a plan on the picture it was drawn for, in full or decoded at a reduced size."""
-        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-        views: dict[str, Tensor] = {}
-        with _one_thread():
-            source = augment.pixels(picture)
-            for crop, change in zip(self.crops, plan.on(*picture.size), strict=True):
-                views |= crop.output(render_crop(source, crop, change), change)
-        return views
-
-    def decode_size(self, plan: Plan, *, margin: float = 2.0) -> tuple[int, int] | None:
-        """The smallest size (width, height) a JPEG can be decoded at for this plan, or None for the whole.
-
-        A JPEG decodes faster at 1/2, 1/4 or 1/8. Every crop keeps `margin` decoded pixels for each of its own along
-        both axes. The result differs slightly from a whole decode; nothing here reduces on its own.
-        """
-        room = min(
-            min(change.place.box[2] / change.place.width, change.place.box[3] / change.place.height)
-            for change in plan.changes
-        )
-        for part in (8, 4, 2):
-            if room >= margin * part:
-                return -(-plan.size[0] // part), -(-plan.size[1] // part)
-        return None
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Operations this small gain nothing from more threads, and on a busy machine wait ten times as long for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
 
 # -- builders -------------------------------------------------------------------------------------------------------
 
@@ -328,7 +253,8 @@ Pipeline = TypeVar("Pipeline")
 def row(builder: Callable[..., Pipeline], **defaults: Any) -> Callable[..., Pipeline]:
     """A builder with default values for its parameters, which its signature shows."""
     signature = inspect.signature(builder)
-    assert set(defaults) == set(signature.parameters), set(defaults) ^ set(signature.parameters)
+    if set(defaults) != set(signature.parameters):
+        raise TypeError(f"defaults and parameters differ: {set(defaults) ^ set(signature.parameters)}")
 
     @functools.wraps(builder)
     def build(**chosen: Any) -> Pipeline:
@@ -338,6 +264,23 @@ def row(builder: Callable[..., Pipeline], **defaults: Any) -> Callable[..., Pipe
     parameters = [parameter.replace(default=defaults[key]) for key, parameter in signature.parameters.items()]
     build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return build
+
+
+def picture_row(builder: Callable[..., Views], **defaults: Any) -> Callable[..., Views]:
+    """A row whose pipeline has a `margin` too (of `Views`): that of rows that are random, where none is given.
+
+    The views of the others are mostly those of evaluation as well, and stay what evaluation sees.
+    """
+
+    @functools.wraps(builder)
+    def build(*, margin: float | None, **chosen: Any) -> Views:
+        return Views(builder(**chosen).crops, margin)
+
+    signature = inspect.signature(builder)
+    own = inspect.Parameter("margin", inspect.Parameter.KEYWORD_ONLY, annotation=float | None)
+    build.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])  # type: ignore[attr-defined]
+    build.__annotations__ = builder.__annotations__ | {"margin": float | None}
+    return row(build, **({"margin": MARGIN} | defaults))
 
 
 _CROP = {"size": 224, "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3], "interpolation": "bilinear", "flip": 0.5}
@@ -358,38 +301,38 @@ _SWAV = {
 }  # fmt: skip
 
 VIEWS: dict[str, Callable[..., Views]] = {
-    "resize": row(resize, size=224, interpolation="bilinear"),
-    "center": row(center, size=224, resize=256 / 224, interpolation="bilinear"),
-    "crop": row(
+    "resize": picture_row(resize, margin=None, size=224, interpolation="bilinear"),
+    "center": picture_row(center, margin=None, size=224, resize=256 / 224, interpolation="bilinear"),
+    "crop": picture_row(
         one_crop, **_CROP, jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.0, grey=0.0, blur=0.0, sigma=[0.1, 2.0], solarize=0.0
     ),
-    "vicreg": row(pair, **_BYOL),
-    "vicreg_symmetric": row(pair, **_BYOL | {"blur": [0.5, 0.5], "solarize": [0.1, 0.1]}),
-    "vicregl": row(pair, **_BYOL | {"boxes": True}),
-    "byol": row(pair, **_BYOL),
-    "simclr": row(pair, **_PAIR | _STRONG),
-    "moco_v1": row(
+    "vicreg": picture_row(pair, **_BYOL),
+    "vicreg_symmetric": picture_row(pair, **_BYOL | {"blur": [0.5, 0.5], "solarize": [0.1, 0.1]}),
+    "vicregl": picture_row(pair, **_BYOL | {"boxes": True}),
+    "byol": picture_row(pair, **_BYOL),
+    "simclr": picture_row(pair, **_PAIR | _STRONG),
+    "moco_v1": picture_row(
         pair, **_PAIR | {"scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.4], "jitter_p": 1.0, "blur": [0.0, 0.0]}
     ),
-    "moco_v2": row(pair, **_PAIR | {"scale": [0.2, 1.0]}),
-    "infomin": row(pair, **_INFOMIN),
-    "infomin_jigsaw": row(pair_and_jigsaw, **_INFOMIN | _PATCHES),
-    "swav": row(multi_crop, **_SWAV | {"sizes": [224], "counts": [2], "scales": [[0.14, 1.0]]}),
-    "multi_crop": row(multi_crop, **_SWAV),
-    "obow": row(
+    "moco_v2": picture_row(pair, **_PAIR | {"scale": [0.2, 1.0]}),
+    "infomin": picture_row(pair, **_INFOMIN),
+    "infomin_jigsaw": picture_row(pair_and_jigsaw, **_INFOMIN | _PATCHES),
+    "swav": picture_row(multi_crop, **_SWAV | {"sizes": [224], "counts": [2], "scales": [[0.14, 1.0]]}),
+    "multi_crop": picture_row(multi_crop, **_SWAV),
+    "obow": picture_row(
         obow, size=224, resize=256 / 224, crop_size=160, crop_scale=[0.08, 0.6], crops=2, patch_size=96, patches=5,
         patch_source=256, patch_scale=[0.6, 1.0], patch_jitter=24, interpolation="bilinear", flip=0.5,
         jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.8, grey=0.2, blur=0.5, sigma=[0.1, 2.0],
     ),
-    "pirl": row(
+    "pirl": picture_row(
         jigsaw, **_PATCHES, size=224, scale=[0.08, 1.0], interpolation="bilinear", flip=0.5,
         jitter=[0.4, 0.4, 0.4, 0.4], jitter_p=1.0, grey=0.2,
     ),
-    "cpc": row(
+    "cpc": picture_row(
         patch_grid, size=256, scale=[0.3, 1.0], patch_size=64, stride=32, interpolation="bilinear", flip=0.5,
         jitter=[0.8, 0.8, 0.8, 0.2], jitter_p=0.8, grey=0.25,
     ),
-    "cmc": row(
+    "cmc": picture_row(
         luminance_chroma, size=224, scale=[0.2, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bilinear", flip=0.5,
         jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.0, space="lab",
     ),

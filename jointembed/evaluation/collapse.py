@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jointembed.errors import EvaluationError
+from jointembed.evaluation.hubness import hubness
 from jointembed.evaluation.retrieval import check_pairs
 from jointembed.evaluation.scores import Matrix, read_rows
 from jointembed.objectives.statistics import mean_absolute_correlation, rankme, singular_values, std_per_dimension
@@ -26,7 +27,8 @@ def diagnostics(
     singular values of the centred embeddings over sqrt(N - 1) (Jing et al. 2022; zeros: dimensional collapse).
     On the unit sphere: `uniformity/<view>`, log mean exp(-2 d^2) over pairs of different rows (Wang & Isola 2020; 0 in
     collapse, about -4 where uniform), and for two views `alignment`, the mean d^2 of positive pairs (Wang & Isola
-    2020; 0 to 4), and `gap`, the distance between the views' means (Liang et al. 2022; 0 to 2).
+    2020; 0 to 4), `gap`, the distance between the views' means (Liang et al. 2022; 0 to 2), and of both directions
+    `hubness_<number>/<view>_to_<view>`: what `evaluation.hubness` says of the 10 nearest.
 
     Args:
         embeddings: view -> (N, D).
@@ -59,6 +61,9 @@ def diagnostics(
     if positives is not None:
         found["alignment"] = _alignment(a, b, torch.from_numpy(check_pairs(positives, len(a), len(b))))
     found["gap"] = float((a.mean(0, dtype=torch.float64) - b.mean(0, dtype=torch.float64)).norm())
+    (first, x), (second, y) = unit.items()
+    for way, asked, answers in ((f"{first}_to_{second}", x, y), (f"{second}_to_{first}", y, x)):
+        found |= {f"hubness_{name}/{way}": value for name, value in hubness(asked, answers).items()}
     return found
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from jointembed.data.json_file import parse_json
 from jointembed.errors import DataError, EvaluationError
 from jointembed.inference.files import publish
+from jointembed.tensor_files import save_tensors
 
 _KEY, _VERSION = "jointembed.features", 1
 _ABOUT = ("data", "fingerprint", "label_fingerprint", "model")
@@ -43,7 +43,7 @@ def write_features(path: Path, features: FeatureFile) -> None:
     tensors = {name: array.detach().cpu().contiguous() for name, array in arrays.items() if array is not None}
     about = features.about | {"version": _VERSION} | ({"classes": features.classes} if features.classes else {})
     _checked(path, tensors, about)
-    publish(path, lambda aside: save_file(tensors, aside, metadata={_KEY: json.dumps(about)}))
+    publish(path, lambda aside: save_tensors(tensors, aside, metadata={_KEY: json.dumps(about)}))
 
 
 def read_features(path: Path) -> FeatureFile:

@@ -3,7 +3,7 @@
 A picture and a caption belong together where their items are equal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jointembed.errors import EvaluationError
+from jointembed.evaluation.corrections import Scored
 from jointembed.evaluation.files import GroundTruth
 from jointembed.evaluation.retrieval import (
     RetrievalRanks,
@@ -55,6 +56,7 @@ class Protocol:
         k: Sequence[int] = (1, 5, 10),
         normalize: bool = True,
         picture_ids: Sequence[str | int] | None = None,
+        correct: Callable[[Matrix, Matrix], Scored] | None = None,
     ) -> Retrieval:
         """Evaluate embeddings.
 
@@ -66,6 +68,7 @@ class Protocol:
             k: the K of R@K.
             normalize: score by cosine, else by inner product.
             picture_ids: (I,) names for messages; folds refuse pictures that are sorted by them.
+            correct: a correction, applied to what searches one another, fold by fold; scores are what it says.
 
         Raises:
             EvaluationError: if the data do not fit the protocol, and as `retrieval_ranks`.
@@ -84,13 +87,16 @@ class Protocol:
         for first in range(0, len(image_item), size):
             items = image_item[first : first + size]
             rows = np.flatnonzero(np.isin(text_item, items)) if self.folds > 1 else np.arange(len(text_item))
+            scored = Scored(image[first : first + size], _take(text, rows), normalize)
+            if correct is not None:
+                scored = correct(scored.image, scored.text)
             found.append(
                 retrieval_ranks(
-                    image[first : first + size],
-                    _take(text, rows),
+                    scored.image,
+                    scored.text,
                     matches(items, text_item[rows]),
                     k=k,
-                    normalize=normalize,
+                    normalize=scored.normalize,
                     image_item=items,
                     text_item=text_item[rows],
                 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,10 +19,12 @@ from jointembed.branches import ENCODERS
 from jointembed.branches.detector import DETECTORS, Detector
 from jointembed.data.detection_samples import pixels, scaled_size
 from jointembed.data.loader import to_device
+from jointembed.data.loader_workers import detached
 from jointembed.data.masks import encode_masks
 from jointembed.errors import WeightsError
 from jointembed.inference.embed import Openable, Precision
 from jointembed.model import autocast
+from jointembed.tensor_files import save_tensors
 
 FORMAT = 1
 
@@ -73,7 +75,7 @@ def detect(
     rank, world = distributed.rank(), distributed.world()
     own = list(range(rank, len(pictures), world))
     scaled = _Scaled(pictures, own, size, max_size)
-    batches = DataLoader(scaled, batch_size=batch, num_workers=workers, collate_fn=list)
+    batches = DataLoader(scaled, batch_size=batch, num_workers=workers, collate_fn=list, worker_init_fn=detached)
     was_training = detector.training
     detector.eval()
     found: list[Detections] = []
@@ -147,7 +149,7 @@ def save_detector(detector: Detector, folder: Path, config: dict[str, Any], card
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(parents=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in detector.state_dict().items()}
-    save_file(state, part / "model.safetensors")
+    save_tensors(state, part / "model.safetensors")
     whole = {"format": FORMAT, "jointembed": __version__, "kind": "detector", **config}
     (part / "config.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False), encoding="utf-8")
     (part / "README.md").write_text(card, encoding="utf-8")

@@ -1,22 +1,18 @@
 """Embeddings of a whole data set, each item once, shared out over the ranks."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from jointembed import distributed
 from jointembed.data.loader import to_device
+from jointembed.data.loader_workers import detached
 from jointembed.data.records import CaptionData
 from jointembed.data.samples import PictureView
 from jointembed.errors import WeightsError
@@ -89,7 +85,7 @@ def embed_captions(
         if view is None:
             raise WeightsError("this model has no picture pipeline; it cannot embed pictures")
         batches = picture_batches(view, data.pictures, numbers, batch=batch, workers=workers)
-        return _in_evaluation_mode(model, lambda: _rows(model, key, (one[view.views[0]] for one in batches), precision))
+        return in_evaluation_mode(model, lambda: _rows(model, key, (one[view.views[0]] for one in batches), precision))
 
     def texts(numbers: list[int]) -> Tensor:
         if cached_text is not None:
@@ -135,7 +131,7 @@ def embed_pictures(
                 rows.append(torch.cat([model.vectors(name, moved[key]) for name, key in keys.items()], dim=1).cpu())
         return torch.cat(rows) if rows else torch.zeros(0, sum(model.width(name) for name in views))
 
-    return _in_evaluation_mode(model, lambda: shared_out(len(pictures), rows_of))
+    return in_evaluation_mode(model, lambda: shared_out(len(pictures), rows_of))
 
 
 def embed_epoch(
@@ -191,7 +187,11 @@ def picture_batches(
 ) -> Iterable[dict[str, Tensor]]:
     """The views of these pictures in batches (N, ...), decoded by worker processes."""
     return DataLoader(
-        _Decoded(view, pictures, numbers), batch_size=batch, num_workers=workers, generator=torch.Generator()
+        _Decoded(view, pictures, numbers),
+        batch_size=batch,
+        num_workers=workers,
+        generator=torch.Generator(),
+        worker_init_fn=detached,
     )
 
 
@@ -204,10 +204,11 @@ def _rows(model: JointEmbedding, key: str, batches: Iterable[Any], precision: Pr
 def project(model: JointEmbedding, view: str, representations: Tensor, *, batch: int) -> Tensor:
     """Vectors of cached representations (N, R): (N, D) float32 on the CPU."""
     batches = ({"h": part} for part in representations.split(batch) if len(part))
-    return _in_evaluation_mode(model, lambda: _rows(model, view, batches, "fp32"))
+    return in_evaluation_mode(model, lambda: _rows(model, view, batches, "fp32"))
 
 
-def _in_evaluation_mode(model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+def in_evaluation_mode(model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+    """What `compute` gives while the model is in evaluation mode; its mode is restored."""
     was_training = model.training
     model.eval()
     try:
@@ -228,27 +229,61 @@ def set_centres(
     cached: Tensor | None = None,
     cached_text: Tensor | None = None,
 ) -> None:
-    """Set each view's centre to the mean of its vectors over (a seeded sample of) the training data."""
-    rng = np.random.default_rng([seed, 7])
-    image_view = model.image_view
+    """Set each view's centre to the mean of its vectors over (a seeded sample of) the training data.
+
+    Views that share the branch of the pictures or of the texts have its centre.
+    """
+    of_branch = {model.views[model.image_view]: "image", model.views["text"]: "text"}
+    followers = {view: of_branch[branch] for view, branch in model.views.items() if branch in of_branch}
     with torch.no_grad():
-        for view in (image_view, "text"):
+        for view in followers:
             model.get_buffer(f"centre_{view}").zero_()
+    rows = embed_sample(
+        model, data, seed=seed, limit=limit, batch=batch, precision=precision, workers=workers, cached=cached,
+        cached_text=cached_text,
+    )  # fmt: skip
+    with torch.no_grad():
+        for view, side in followers.items():
+            model.get_buffer(f"centre_{view}").copy_(getattr(rows, side).mean(dim=0))
+
+
+def embed_sample(
+    model: JointEmbedding,
+    data: CaptionData,
+    *,
+    seed: int,
+    limit: int = 4096,
+    batch: int = 256,
+    precision: Precision = "fp32",
+    workers: int = 0,
+    cached: Tensor | None = None,
+    cached_text: Tensor | None = None,
+) -> RetrievalEmbeddings:
+    """Embed a seeded sample of a data set, its rows in the data set's order.
+
+    Args:
+        model: as in `embed_captions`, and so are the others.
+        data: which is sampled.
+        seed: of the sample.
+        limit: rows of each side.
+        batch: rows through a branch at once.
+        precision: of the branches.
+        workers: processes that decode pictures.
+        cached: representations (I, R) of all pictures.
+        cached_text: representations (T, R) of all captions.
+    """
+    rng = np.random.default_rng([seed, 7])
     pictures = np.sort(rng.permutation(len(data.pictures))[:limit]).tolist()
     texts = np.sort(rng.permutation(len(data.texts))[:limit]).tolist()
-    sample = CaptionSample(data, pictures, texts)
-    rows = embed_captions(
+    return embed_captions(
         model,
-        sample,
+        CaptionSample(data, pictures, texts),
         batch=batch,
         precision=precision,
         workers=workers,
         cached=None if cached is None else cached[pictures],
         cached_text=None if cached_text is None else cached_text[texts],
     )
-    with torch.no_grad():
-        model.get_buffer(f"centre_{image_view}").copy_(rows.image.mean(dim=0))
-        model.get_buffer("centre_text").copy_(rows.text.mean(dim=0))
 
 
 class CaptionSample:
@@ -269,56 +304,3 @@ class _Subset:
 
     def open(self, number: int) -> Image.Image:
         return self.pictures.open(self.numbers[number])
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers, names included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def cached_rows(encoder: nn.Module, inputs: dict[str, Any], compute: Callable[[], Tensor], folder: Path) -> Tensor:
-    """Representations of a frozen encoder, computed once and kept in `folder` under a key of everything they depend on.
-
-    Args:
-        encoder: whose weights are part of the key.
-        inputs: the rest of the key as JSON values: view pipeline, data fingerprint, precision.
-        compute: gives the rows; every rank calls it together.
-        folder: the cache.
-
-    Raises:
-        WeightsError: a cache file that cannot be read; delete it.
-    """
-    key = hashlib.sha256(json.dumps([weights_hash(encoder), inputs], sort_keys=True).encode()).hexdigest()[:32]
-    path = folder / f"{key}.safetensors"
-    if distributed.broadcast_object(path.is_file()):
-        try:
-            return load_file(path)["h"]
-        except (SafetensorError, OSError, KeyError) as error:
-            raise WeightsError(f"{path}: cached representations cannot be read ({error}); delete the file") from None
-    rows = compute()
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{key[:8]}.part")
-        save_file({"h": rows.contiguous()}, part)
-        part.replace(path)
-    distributed.barrier()
-    return rows
-
-
-def frozen_image_rows(
-    model: JointEmbedding, view: PictureView, data: CaptionData, *, batch: int, workers: int
-) -> Callable[[], Tensor]:
-    """A `compute` for `cached_rows`: the image branch's representation of every picture, (I, R) float32."""
-    branch = model.branch("image")
-
-    @torch.inference_mode()
-    def rows_of(numbers: list[int]) -> Tensor:
-        batches = picture_batches(view, data.pictures, numbers, batch=batch, workers=workers)
-        rows = [branch.encoder(part[view.views[0]].to(model.device)).float().cpu() for part in batches]
-        return torch.cat(rows) if rows else torch.zeros(0, branch.width)
-
-    return lambda: _in_evaluation_mode(branch, lambda: shared_out(len(data.pictures), rows_of))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +19,7 @@ from jointembed.inference.index import KINDS, Index, read_vectors, write_info
 from jointembed.inference.nearest import Vectors
 from jointembed.inference.search import text_view
 from jointembed.model import JointEmbedding
+from jointembed.tensor_files import save_tensors
 
 _PART = 1 << 27  # bytes of vectors in one file
 
@@ -114,8 +114,7 @@ def _write_rows(folder: Path, embeddings: Path, header: dict[str, Any]) -> Vecto
 
     def save(rows: list[Tensor]) -> None:
         names.append(folder / f"vectors-{len(names):05d}.safetensors")
-        save_file({"vectors": torch.cat(rows)}, names[-1])
-        shutil.copymode(folder / "model" / "config.json", names[-1])  # safetensors lets the owner alone read its files
+        save_tensors({"vectors": torch.cat(rows)}, names[-1])
 
     for columns, vectors in _normalized(embeddings, header):
         if writer is None:

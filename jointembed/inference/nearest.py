@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jointembed.errors import EmbeddingsError
+
 SPARE = 16  # candidates above k that are scored again
 _QUERIES = 64  # at once
 _SCORES = 1 << 19  # a block: 4 MB of keys stay in the cache of a core
@@ -24,7 +26,8 @@ class Vectors:
         """Take the parts over; N must stay below 2^32."""
         self.parts, self.width = list(parts), width
         self.starts = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
-        assert len(self) <= _LAST
+        if len(self) > _LAST:
+            raise EmbeddingsError(f"{len(self)} rows; at most {_LAST} are numbered")
 
     def __len__(self) -> int:
         """N."""

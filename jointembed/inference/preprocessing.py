@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from jointembed.branches.image import Pixels
+from jointembed.branches.members import first_member
 from jointembed.data.audio_views import SoundViews
 from jointembed.data.crops import Centre, Crop, Squash
 from jointembed.data.forms import blank
@@ -31,7 +32,7 @@ def describe_pictures(model: JointEmbedding, view: str) -> dict[str, Any]:
         described |= {"size": [crop.size, crop.size], "interpolation": crop.interpolation, "antialias": True}
         described["steps"] += [*_geometry(crop)]
     shape = " x ".join(map(str, blank(pipeline, key).shape))
-    pixels = _pixels(model.branch(view).encoder)
+    pixels = _pixels(first_member(model.branch(view).encoder))
     if pixels is None:
         described["steps"] += [f"{shape}, channels first"]
         return described

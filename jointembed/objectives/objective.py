@@ -3,8 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from jointembed.errors import RecipeError
@@ -149,6 +151,43 @@ def check_pair(a: Tensor, b: Tensor, names: tuple[str, str] = ("a", "b")) -> Non
     if a.ndim != 2 or a.shape != b.shape:
         found = f"{names[0]} {tuple(a.shape)} and {names[1]} {tuple(b.shape)}"
         raise BatchError(f"two embeddings must be (N, D) of the same N and D, found {found}")
+
+
+Pairs = list[list[str]]  # of views; `a+b` is the mean of the views a and b
+
+
+def check_pairs(pairs: Pairs | None, key: str, views: Iterable[str] | None = None) -> None:
+    """Raise RecipeError unless these are pairs of different views, and, where `views` are given, of these."""
+    if pairs is None:
+        return
+    if not pairs or any(len(pair) != 2 or pair[0] == pair[1] for pair in pairs):
+        raise RecipeError(f"{key}: a list of pairs of different views expected, found {pairs}")
+    names = None if views is None else list(views)
+    for view in {view for pair in pairs for one in pair for view in one.split("+")}.difference(names or ()):
+        if names is not None:
+            raise RecipeError(f"{key}: no view {view!r}; the views are {', '.join(names)}")
+
+
+def paired(
+    first: Mapping[str, Tensor], pairs: Pairs | None, second: Mapping[str, Tensor] | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Embeddings (N, D) of pairs of views, None being all: of the one from `first`, of the other from `second`.
+
+    Raises:
+        BatchError: (a ValueError) if the shapes of a pair differ.
+    """
+    others = first if second is None else second
+    found = []
+    for a, b in pairs or combinations(first, 2):
+        found.append((of_view(first, a), of_view(others, b)))
+        check_pair(*found[-1], (a, b))
+    return found
+
+
+def of_view(rows: Mapping[str, Tensor], name: str) -> Tensor:
+    """Embeddings (N, D) of a view, or the mean of those of several joined by `+`."""
+    parts = [rows[view] for view in name.split("+")]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
 
 
 def named(terms: dict[str, Tensor], online: Mapping[str, Embedding]) -> dict[str, Tensor]:

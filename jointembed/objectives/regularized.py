@@ -1,14 +1,14 @@
 """VICReg's variance and covariance terms on top of any objective. Bardes, Ponce, LeCun, ICLR 2022, section 6."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from jointembed.layers import Embedding
-from jointembed.objectives.objective import Embed, Objective, ViewShape
+from jointembed.objectives.objective import Objective
 from jointembed.objectives.statistics import variance_and_covariance
+from jointembed.objectives.wrapped import Wrapped
 
 
 def regularization(
@@ -42,7 +42,7 @@ def regularization(
     return {"loss": variance * v + covariance * c, "variance": v.detach(), "covariance": c.detach()}
 
 
-class Regularized(Objective):
+class Regularized(Wrapped):
     """Any objective plus `regularization` of its online embeddings z; all its hooks and needs are passed on.
 
     Args:
@@ -63,11 +63,8 @@ class Regularized(Objective):
         eps: float = 1e-4,
     ) -> None:
         """See the class."""
-        super().__init__()
-        self.objective = objective
+        super().__init__(objective)
         self.variance, self.covariance, self.gamma, self.eps = variance, covariance, gamma, eps
-        self.needs = objective.needs
-        self.constant_lr = tuple(f"objective.{path}" for path in objective.constant_lr)
 
     def forward(
         self,
@@ -78,7 +75,7 @@ class Regularized(Objective):
         label: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The objective's terms with a regularized `loss`, and `unregularized` and `regularize/...` besides."""
-        terms = self.objective(online, target, index=index, item=item, label=label)
+        terms = super().forward(online, target, index=index, item=item, label=label)
         added = regularization(
             {view: embedding.z for view, embedding in online.items()},
             variance=self.variance,
@@ -92,39 +89,3 @@ class Regularized(Objective):
             "regularize/variance": added["variance"],
             "regularize/covariance": added["covariance"],
         }
-
-    def check_views(self, views: Iterable[str]) -> None:
-        """What the objective checks."""
-        self.objective.check_views(views)
-
-    def check_branches(self, views: Mapping[str, str]) -> None:
-        """What the objective checks."""
-        self.objective.check_branches(views)
-
-    def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
-        """Attach the objective."""
-        self.objective.attach(views, samples)
-
-    def online_views(self, views: Iterable[str]) -> list[str]:
-        """Those of the objective."""
-        return self.objective.online_views(views)
-
-    def target_views(self, views: Iterable[str]) -> list[str]:
-        """Those of the objective."""
-        return self.objective.target_views(views)
-
-    def momentum(self, progress: float) -> float:
-        """That of the objective."""
-        return self.objective.momentum(progress)
-
-    def start_epoch(self, epoch: int, embed: Embed) -> None:
-        """Pass the hook on."""
-        self.objective.start_epoch(epoch, embed)
-
-    def before_step(self, batch: Mapping[str, Any]) -> None:
-        """Pass the hook on."""
-        self.objective.before_step(batch)
-
-    def end_step(self, progress: float) -> None:
-        """Pass the hook on."""
-        self.objective.end_step(progress)

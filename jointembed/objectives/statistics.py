@@ -18,6 +18,7 @@ from torch.nn import functional
 from jointembed.distributed import gather, gather_without_grad, rank, row_counts, sum_over_ranks, total, world
 from jointembed.errors import JointEmbedError
 
+WIDEST = 60.0  # range of logarithms whose exponentials, their sums and reciprocals are all normal float32 numbers
 GRAM_UP_TO = 1.0  # N / D up to which the N x N form was measured to be the faster one
 
 
@@ -227,7 +228,8 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> T
     """Soft codes that give every prototype the same share of the global batch (SwAV, Caron et al. 2020, eq. 3-5).
 
     Q = diag(u) exp(scores / epsilon) diag(v): each iteration scales the prototypes to equal sums over the samples of
-    all ranks, then each sample to sum 1. In logarithms, so that no score is too large or too small.
+    all ranks, then each sample to sum 1. Only u and v change, so an iteration is two products of a matrix and a vector;
+    scores too far apart for that in floating point, which cosines are not, are scaled in logarithms.
 
     Args:
         scores: (n, K) of this rank's samples against K prototypes.
@@ -242,9 +244,24 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> T
     """
     with full_precision(scores):
         logs = wide(scores.detach()) / epsilon
+        highest, lowest = _range_over_ranks(logs)
+        if iterations == 0 or not highest - lowest <= WIDEST:
+            for _ in range(iterations):
+                logs = functional.log_softmax(logs - _log_sum_over_ranks(logs), dim=1)
+            return functional.softmax(logs, dim=1)
+        matrix = logs.sub_(highest).exp_()
+        of_samples = matrix.new_ones(len(matrix))
         for _ in range(iterations):
-            logs = functional.log_softmax(logs - _log_sum_over_ranks(logs), dim=1)
-        return functional.softmax(logs, dim=1)
+            of_prototypes = sum_over_ranks(of_samples @ matrix).reciprocal_()
+            of_samples = (matrix @ of_prototypes).reciprocal_()
+        return matrix.mul_(of_prototypes).mul_(of_samples[:, None])
+
+
+def _range_over_ranks(values: Tensor) -> tuple[float, float]:
+    """Highest and lowest value of all ranks; a rank may have none."""
+    own = torch.stack([values.amax(), -values.amin()]) if len(values) else values.new_full((2,), -math.inf)
+    highest, lowest = gather_without_grad(own[None], [1] * world()).amax(0).tolist()
+    return highest, -lowest
 
 
 def _log_sum_over_ranks(logs: Tensor) -> Tensor:

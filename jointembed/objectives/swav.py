@@ -59,7 +59,7 @@ def swav_loss(
                 rows = torch.cat([rows, wide(queues[view][rank() :: world()]) @ prototypes.detach().T])
             codes = sinkhorn(rows, epsilon=epsilon, iterations=iterations)[: len(scores[view])]
             others = [log for other, log in logs.items() if other != view]
-            parts[view] = batch_mean(-(codes * sum(others)).sum(1)) / len(others)
+            parts[view] = batch_mean(-(codes * sum(others[1:], others[0])).sum(1)) / len(others)
     loss = torch.stack(list(parts.values())).mean()
     return {"loss": loss} | {f"codes/{view}": part.detach() for view, part in parts.items()}
 

@@ -1,7 +1,6 @@
 """VICReg: variance, invariance, covariance. Bardes, Ponce, LeCun, ICLR 2022."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 from typing import Literal, get_args
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from jointembed.errors import RecipeError
 from jointembed.layers import Embedding, Norm
-from jointembed.objectives.objective import Objective, ViewShape, check_pair, make_predictor
+from jointembed.objectives.objective import Objective, Pairs, ViewShape, check_pair, check_pairs, make_predictor, paired
 from jointembed.objectives.statistics import squared_distance, variance_and_covariance, wide
 
 Convention = Literal["official", "paper"]
@@ -90,8 +89,9 @@ def _terms(
 class VICReg(Objective):
     """VICReg of any number B of views, which may or may not share a branch.
 
-    With two views this is `vicreg_loss`. s is the mean over `pairs` of views (None: all), v the mean over views (paper:
-    twice that), c twice the mean over views. `variance` and `covariance` take one number, or one for each view by name.
+    With two views this is `vicreg_loss`. s is the mean over `pairs` of views (None: all; `a+b` is the mean of views a
+    and b), v the mean over views (paper: twice that), c twice the mean over views. `variance` and `covariance` take one
+    number, or one for each view by name.
     `predictor` has the hidden widths of an MLP q: s is the mean of s(q(a), b) and s(a, q(b)), no gradient is stopped.
     """
 
@@ -104,14 +104,13 @@ class VICReg(Objective):
         gamma: float = 1.0,
         eps: float = 1e-4,
         convention: Convention = "official",
-        pairs: list[list[str]] | None = None,
+        pairs: Pairs | None = None,
         predictor: list[int] | None = None,
         predictor_norm: Norm = "batch",
     ) -> None:
         """See the class. Raises RecipeError if `pairs` is empty or holds anything but pairs of different views."""
         super().__init__()
-        if pairs is not None and (not pairs or any(len(pair) != 2 or pair[0] == pair[1] for pair in pairs)):
-            raise RecipeError(f"objective.pairs: a list of pairs of different views expected, found {pairs}")
+        check_pairs(pairs, "objective.pairs")
         self.invariance, self.variance, self.covariance, self.hinge = invariance, variance, covariance, (gamma, eps)
         self.convention, self.pairs, self.hidden, self.predictor_norm = convention, pairs, predictor, predictor_norm
         self.predictor: nn.Module | None = None
@@ -124,8 +123,7 @@ class VICReg(Objective):
         for key, value in (("variance", self.variance), ("covariance", self.covariance)):
             if isinstance(value, dict) and set(value) != set(names):
                 raise RecipeError(f"objective.{key}: one number for each of {names} expected, found {sorted(value)}")
-        for view in {view for pair in self.pairs or [] for view in pair}.difference(names):
-            raise RecipeError(f"objective.pairs: no view {view!r}; the views are {', '.join(names)}")
+        check_pairs(self.pairs, "objective.pairs", names)
 
     def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
         """Make the predictor, one for all views."""
@@ -143,8 +141,5 @@ class VICReg(Objective):
         self.check_views(online)
         z = {view: wide(embedding.z) for view, embedding in online.items()}
         q = z if self.predictor is None else {view: self.predictor(rows) for view, rows in z.items()}
-        pairs = list[tuple[Tensor, Tensor]]()
-        for first, second in self.pairs or combinations(z, 2):
-            check_pair(z[first], z[second], (first, second))
-            pairs += [(q[first], z[second])] if q is z else [(q[first], z[second]), (z[first], q[second])]
+        pairs = paired(z, self.pairs) if q is z else paired(q, self.pairs, z) + paired(z, self.pairs, q)
         return _terms(z, pairs, (self.invariance, self.variance, self.covariance), self.hinge, self.convention)

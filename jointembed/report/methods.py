@@ -74,6 +74,8 @@ def variant_name(recipe: Recipe, *, branches: bool = True) -> str:
         changes += [column] if column != usual else []
     elif recipe.get("regularize"):
         changes.append(_regularization(recipe["regularize"]))
+    changes += ["InfoNCE added"] if recipe.get("contrast") else []
+    changes += [f"{name} ramped" for name in recipe.get("ramp") or {}]
     if branches and any(row.method == method for row in paper.FLEXIBILITY.rows):
         column = flexibility_column(recipe) or ""
         changes += [] if column in ("", paper.FLEXIBILITY.columns[0]) else ["two branches"]

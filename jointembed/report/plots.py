@@ -85,7 +85,7 @@ def draw_curves(lines: Sequence[Line], path: Path) -> bool:
         return False
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    with _figure(path, (4.4 * columns, 3.0 * rows)) as figure:
+    with figure_of(path, (4.4 * columns, 3.0 * rows)) as figure:
         for number, panel in enumerate(panels, 1):
             axes = figure.add_subplot(rows, columns, number)
             for label, (x, y) in panel.series.items():
@@ -142,7 +142,7 @@ def _group(kind: str, name: str) -> tuple[str, str] | None:
 
 def draw_spectrum(vectors: Mapping[str, Tensor], path: Path) -> None:
     """Standard deviations of each view's vectors along their principal axes, relative to the largest."""
-    with _figure(path, (6.4, 4.2)) as figure:
+    with figure_of(path, (6.4, 4.2)) as figure:
         axes = figure.add_subplot()
         for view, rows in vectors.items():
             values = singular_values(rows.float() - rows.float().mean(0)).numpy()
@@ -168,7 +168,7 @@ def draw_similarity(sample: Sample, path: Path, *, seed: int = 0) -> None:
     above = roc_auc_score(np.r_[np.ones(len(matched)), np.zeros(len(unmatched))], np.r_[matched, unmatched])
     low, high = min(matched.min(), unmatched.min()), max(matched.max(), unmatched.max())
     bins = np.linspace(low, high if high > low else low + 1e-3, 81).tolist()
-    with _figure(path, (6.4, 4.2)) as figure:
+    with figure_of(path, (6.4, 4.2)) as figure:
         axes = figure.add_subplot()
         for values, name, colour in ((unmatched, "unmatched", COLOURS[6]), (matched, sample.matching, COLOURS[0])):
             label = f"{name}: {len(values):,} pairs, mean {values.mean():.3f}"
@@ -202,7 +202,7 @@ def draw_map(sample: Sample, path: Path, *, tsne: bool = False, seed: int = 0) -
     """All rows of both views in two dimensions, with thumbnails, a few texts, and lines between matched pairs."""
     views = list(dict.fromkeys(sample.ends))
     places, how = _two_dimensions([sample.vectors[view] for view in views], tsne, seed)
-    with _figure(path, (12.0, 9.0)) as figure:
+    with figure_of(path, (12.0, 9.0)) as figure:
         axes = figure.add_subplot()
         axes.set(xticks=[], yticks=[], title=how)
         axes.spines[:].set_visible(False)
@@ -291,7 +291,7 @@ def _draw_texts(axes: Axes, places: np.ndarray, texts: Sequence[str], seed: int)
 
 
 @contextlib.contextmanager
-def _figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+def figure_of(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
     """A figure that is written to `path` when its block ends."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=inches, layout="constrained")

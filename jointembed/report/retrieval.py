@@ -125,3 +125,37 @@ def _below(document: Mapping[str, Any]) -> str:
         if count is not None:
             parts.append(f"{count:,.0f} {words}")
     return ", ".join(parts)
+
+
+def print_space(diagnosis: Mapping[str, Any]) -> RichTable:
+    """What the terminal shows of the embeddings, the content of one collapse.json: a row a view, and a row a number.
+
+    Spread and rank of each view's embeddings, how far the views' means lie apart (the modality gap), and hubs.
+    """
+    views = [view for view, one in diagnosis.items() if isinstance(one, Mapping) and "rankme" in one]
+    below = Text(_between(diagnosis))
+    table = RichTable(title=Text("embeddings"), caption=below, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("view")
+    for head in ("std, mean", "std, least", "correlation", "RankMe", "of D", "largest axis", "uniformity"):
+        table.add_column(head, justify="right")
+    for view in views:
+        one = diagnosis[view]
+        spectrum = [value**2 for value in one.get("spectrum") or ()]
+        share = f"{100 * spectrum[0] / sum(spectrum):.1f}%" if sum(spectrum) > 0 else ""
+        numbers = (one["std_mean"], one["std_min"], one["covariance"])
+        uniformity = diagnosis.get(f"uniformity/{view}")
+        table.add_row(
+            Text(view), *(f"{value:.3f}" for value in numbers), f"{one['rankme']:.1f}", f"{one['dimension']:,}", share,
+            "" if uniformity is None else f"{uniformity:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _between(diagnosis: Mapping[str, Any]) -> str:
+    parts = [f"{name} {diagnosis[name]:.3f}" for name in ("gap", "alignment") if name in diagnosis]
+    for name, value in diagnosis.items():
+        number, _, way = name.partition("/")
+        if number == "hubness_skewness":
+            never = diagnosis.get(f"hubness_never/{way}", 0.0)
+            parts.append(f"hubness {way} {value:.2f} ({100 * never:.0f}% never among the 10 nearest)")
+    return ", ".join(parts)

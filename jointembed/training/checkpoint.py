@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jointembed import distributed
 from jointembed.errors import CheckpointError
+from jointembed.tensor_files import save_tensors
 
 FORMAT = 1
 _FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
@@ -66,8 +67,8 @@ def save(
             _publish(part, target)
             for old in complete(folder)[:-keep]:
                 _remove(old)
-        except OSError as error:
-            problem = f"{target}: cannot be saved ({error.strerror or error}); older checkpoints are untouched"
+        except (OSError, SafetensorError) as error:
+            problem = f"{target}: cannot be saved ({disk_error(error)}); older checkpoints are untouched"
             shutil.rmtree(part, ignore_errors=True)
     problem = distributed.broadcast_object(problem)
     if problem:
@@ -99,7 +100,8 @@ def read(folder: Path) -> Checkpoint:
     """Read one checkpoint. Raises CheckpointError naming the file that is missing, altered or of a newer version."""
     manifest = _json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}")
+        newer = " was written by a newer version;" if str(manifest.get("format")) > str(FORMAT) else ""
+        raise CheckpointError(f"{folder}:{newer} format {manifest.get('format')}, this version reads {FORMAT}")
     for name in _FILES:
         path = folder / name
         if not path.is_file():
@@ -127,7 +129,7 @@ def _write(part: Path, tensors: list[dict[str, Tensor]], state: dict[str, Any]) 
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, one in zip(_FILES, tensors, strict=False):
-        save_file(_plain(one), part / name)
+        save_tensors(_plain(one), part / name)
     (part / _FILES[3]).write_text(json.dumps(state, indent=1), encoding="utf-8")
     manifest = {"format": FORMAT, "sha256": {name: _hash(part / name) for name in _FILES}}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -233,6 +235,12 @@ def _set_random(checkpoint: Checkpoint) -> None:
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, own["numpy_gauss"].item()))  # noqa: NPY002
     if "cuda" in own and torch.cuda.is_available():
         torch.cuda.set_rng_state(own["cuda"])
+
+
+def disk_error(error: Exception) -> str:
+    """What the system said; safetensors puts its own words in front."""
+    said = getattr(error, "strerror", None) or str(error)
+    return said.rpartition("I/O error: ")[2].partition(" (os error")[0]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jointembed import distributed
-from jointembed.errors import JointEmbedError
+from jointembed.errors import CheckpointError, JointEmbedError
 from jointembed.model import JointEmbedding
 
 logger = logging.getLogger("jointembed")
@@ -112,16 +112,30 @@ class MetricsLog:
         self.clock += time.monotonic() - begun
         return values
 
+    def skipped(self, step: int, message: str, samples: Sequence[str]) -> None:
+        """A step that was left out: a warning, and a line with the names of its samples."""
+        if self.main:
+            logger.warning(message)
+            self._append("skipped", step, {"samples": list(samples)})
+
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line; `values` are plain numbers."""
         if not self.main:
             return
-        place = {"kind": kind, "step": step, "epoch": round(step / self.per_epoch, 4)}
-        line = json.dumps(place | {"seconds": round(self.seconds, 3)} | dict(values))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self._append(kind, step, values)
         if self.accelerator.trackers:
             self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        place = {"kind": kind, "step": step, "epoch": round(step / self.per_epoch, 4)}
+        line = json.dumps(place | {"seconds": round(self.seconds, 3)} | dict(values))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be written at step {step} ({error.strerror or error}); checkpoints are untouched"
+            ) from None
 
     def say(self, text: str) -> None:
         """One line on the terminal, from the main rank, above the progress bar."""

@@ -1,7 +1,8 @@
 """The loop: every run of every objective goes through `fit`."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,26 @@ from torch import Tensor, nn
 
 from jointembed import distributed
 from jointembed.data.loader import batch_rows, slice_rows, to_device
+from jointembed.data.loader_workers import worker_faults
 from jointembed.data.samples import Batch
-from jointembed.errors import JointEmbedError
+from jointembed.errors import Interrupted, JointEmbedError
 from jointembed.layers import Embedding
 from jointembed.model import JointEmbedding
 from jointembed.objectives.objective import Embed
+from jointembed.objectives.statistics import BatchError
 from jointembed.optim.groups import set_lr
 from jointembed.training import checkpoint as checkpoints
+from jointembed.training.finite import Skips, problems
+from jointembed.training.interrupt import Interrupts, signal_name
 from jointembed.training.log import MetricsLog
+from jointembed.training.memory import fitted
+from jointembed.training.snapshot import random_state, set_random_state
 from jointembed.training.stages import Stages
 
 Validate = Callable[[JointEmbedding], Mapping[str, float]]
 
 
+@worker_faults()
 def fit(
     core: JointEmbedding,
     batches: Callable[[int], Any],
@@ -48,6 +56,7 @@ def fit(
     validate_every: int = 0,
     save_every: int = 0,
     keep: int = 2,
+    skip_nonfinite: int = 0,
     stages: Stages | None = None,
 ) -> dict[str, Any]:
     """Train to step `steps` and return the final state: step, best validation value and its step.
@@ -75,52 +84,85 @@ def fit(
         validate_every: steps between validations.
         save_every: steps between checkpoints.
         keep: checkpoints kept.
+        skip_nonfinite: steps that may be left out because a loss or gradient is not finite.
         stages: clock of the stages of a step, for a profile.
 
     Raises:
-        JointEmbedError: a loss or gradient that is not finite, before the step, on all ranks, with the sample names.
+        NonFiniteError: a loss or gradient that is not finite, before the step, on all ranks, with the sample names.
+        Interrupted: SIGTERM or Ctrl-C on any rank, after the step and a checkpoint.
+        MemoryLimitError: a step that does not fit in memory, with the keys to set.
+        DataError: a sample that cannot be read, or whose loader worker ended or hangs.
     """
     state: dict[str, Any] = {"step": 0, "best": None, "best_step": None, **identity}
     if resume is not None:
         checkpoints.restore(resume, core, optimizer)
-        state = resume.state
+        state = resume.state | identity
+    first = state["step"] + 1
+    micro_batch = min((size for size in (micro_batch, state.get("micro_batch")) if size), default=None)
+    skips = Skips(skip_nonfinite, core, describe)
     model = core if distributed.sharded_units(core) else accelerator.prepare_model(core)
     parameters = [p for p in core.parameters() if p.requires_grad]
     core.train()
     if stages is not None:
         core.stage = stages
     wait = batches if stages is None else lambda start: stages.waiting(batches(start))
-    with MetricsLog(run, accelerator, first_step=state["step"], steps=steps, per_epoch=per_epoch) as log:
-        for step, cpu_batch in enumerate(wait(state["step"]), state["step"] + 1):
+    log = MetricsLog(run, accelerator, first_step=state["step"], steps=steps, per_epoch=per_epoch)
+    with log, Interrupts() as interrupts:
+        for step, cpu_batch in enumerate(wait(state["step"]), first):
             batch = to_device(cpu_batch, accelerator.device)
             set_lr(optimizer, schedule(step - 1))
             core.watch = due(step, health_every, steps)
             if embed is not None and (step - 1) % per_epoch == 0:
                 with distributed.unsharded(core):
                     core.start_epoch((step - 1) // per_epoch, embed)
+            skips.watch()
             core.before_step(batch)
-            terms = forward_backward(model, core, batch, accelerator, micro_batch)
+            with batch_faults(step, batch):
+                terms, used = fitted(
+                    partial(forward_backward, model, core, batch, accelerator),
+                    core, rows=batch_rows(batch), micro_batch=micro_batch, first=step == first, say=log.say,
+                )  # fmt: skip
+            if used != micro_batch:
+                state["micro_batch"] = micro_batch = used
             norm = gradient_norm(parameters, clip)
-            check_finite(terms, norm, step, describe)
-            with core.stage("optimizer"):
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            core.end_step(step / steps)
+            bad, stop = distributed.largest([len(found := problems(terms, norm)), interrupts.number])
+            if bad:
+                skips.skip(step, found, batch, state, log)
+            else:
+                with core.stage("optimizer"):
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                core.end_step(step / steps)
             state["step"] = step
             log.count(batch_rows(batch) * distributed.world())
-            if due(step, log_every, steps):
+            if due(step, log_every, steps) and not bad:
                 log.training(step, terms, lr=schedule(step - 1), gradient_norm=norm)
-            if core.watch:
+            if core.watch and not bad:
                 log.health(step, terms)
             if validate is not None and due(step, validate_every, steps):
                 with distributed.unsharded(core):  # ranks may embed different numbers of batches
                     values = log.validation(step, core, validate)
                 state |= keep_best(core, values, select, publish, state)
-            if due(step, save_every, steps):
+            if stop or due(step, save_every, steps):
                 checkpoints.save(run / "checkpoints", core, optimizer, state, keep=keep)
+            if stop:
+                kept = run / "checkpoints" / f"step-{step}"
+                raise Interrupted(f"{signal_name(stop)} after step {step}; saved {kept}, go on with --resume", stop)
         if validate is None and publish is not None:
             publish(core)
     return state
+
+
+@contextmanager
+def batch_faults(step: int, batch: Batch) -> Iterator[None]:
+    """Say at which step a batch could not be used, batch norm's refusal of a single value included."""
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(error, BatchError) and "more than 1 value per channel" not in str(error):
+            raise
+        remedy = "; raise loader.batch" if batch_rows(batch) < 2 else ""
+        raise BatchError(f"step {step}: {error}{remedy}") from None
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -149,10 +191,10 @@ def forward_backward(
     randoms, pieces, targets = [], [], []
     with torch.no_grad(), accelerator.autocast(), core.stage("forward"):
         for part in parts:
-            randoms.append(_random_state())
+            randoms.append(random_state())
             pieces.append(core.embed(part))
             targets.append(core.embed_target(part))
-    after = _random_state()
+    after = random_state()
     with torch.no_grad():  # running statistics move once a step: in the second pass
         for name, buffer in _branch_buffers(core):
             buffer.copy_(buffers[name])
@@ -165,12 +207,12 @@ def forward_backward(
             terms = core.terms(online, batch, target)
         terms["loss"].backward()
     for number, (part, state) in enumerate(zip(parts, randoms, strict=True)):
-        _set_random_state(state)
+        set_random_state(state)
         with accelerator.autocast(), core.stage("forward"):
             piece = core.embed(part)
         with core.stage("backward"):
             _backward_piece(piece, online, number * micro_batch)
-    _set_random_state(after)
+    set_random_state(after)
     distributed.average_gradients(core.parameters())
     return {name: value.detach() for name, value in terms.items()}
 
@@ -210,16 +252,6 @@ def _backward_piece(piece: dict[str, Embedding], online: dict[str, Embedding], s
         torch.autograd.backward(tensors, gradients)
 
 
-def _random_state() -> list[Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
-
-
-def _set_random_state(state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state(state[1])
-
-
 def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> float:
     """Norm of all gradients, which are scaled down to `clip` where it is larger. A parameter without one is an error.
 
@@ -236,22 +268,6 @@ def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> float:
     if clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return float(norm)
-
-
-def check_finite(terms: dict[str, Tensor], norm: float, step: int, describe: Callable[[int], list[str]]) -> None:
-    """Stop every rank before the step where one has a loss or gradient that is not a number."""
-    values = {name: float(value) for name, value in terms.items()}
-    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    if not math.isfinite(norm):
-        bad.append(f"the gradient's norm is {norm}")
-    if not distributed.any_rank(bool(bad)):
-        return
-    names = describe(step - 1) if bad else []
-    raise JointEmbedError(
-        f"step {step}: {'; '.join(bad) or 'another rank found a value that is not a number'}; nothing was updated. "
-        f"Samples of this rank: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}. "
-        "Lower the learning rate, set training.clip, or check these samples"
-    )
 
 
 def keep_best(

@@ -8,6 +8,7 @@ def test_every_size_is_measured() -> None:
     found = bench_search(rows=[100, 2000], width=8, repeats=1)
     assert [one["rows"] for one in found] == [100, 2000]
     assert all(one["exact"]["milliseconds"] > 0 and one["exact"]["queries_per_second"] > 0 for one in found)
+    assert all(one["exact"]["cpu_milliseconds"] > 0 and one["exact"]["cpu_queries_per_second"] > 0 for one in found)
     assert "ivf_pq" not in found[0]
 
 

@@ -3,18 +3,46 @@ import io
 import pytest
 from PIL import Image
 
+from jointembed.bench.plots import plot_views
 from jointembed.bench.views import bench_views, synthetic_jpegs
 
 
-def test_the_benchmark_runs_and_its_pipelines_agree() -> None:
-    found = bench_views(count=2, repeats=1, size=48, small=24)
-    assert set(found["pipelines"]) == {"vicreg", "multi_crop", "resize", "center"}
-    for times in found["pipelines"].values():
-        assert times["ratio"] == pytest.approx(times["plain"]["milliseconds"] / times["ours"]["milliseconds"])
-        assert times["ours"]["images_per_second"] == pytest.approx(1000 / times["ours"]["milliseconds"])
+def test_the_benchmark_runs_and_its_pipelines_agree(tmp_path) -> None:
+    names = ["vicreg", "vicreg_small", "multi_crop", "caption_crop", "caption_resize"]
+    found = bench_views(count=2, repeats=1, size=48, small=24, memory=False)
+    assert list(found["pipelines"]) == names
+    for row in found["pipelines"].values():
+        times = row["times"]
+        assert {"jointembed", "authors", "authors_bytes", "jointembed_normalised", "margin_1"} <= set(times)
+        assert times["jointembed"]["cpu_ratio"] == 1
+        assert times["authors"]["images_per_second"] == pytest.approx(2 / times["authors"]["cpu_seconds"])
+        assert row["agreement"]["whole"] < 0.8  # grey levels
+        assert row["agreement"]["training"] < 3
+        assert set(row["same"]) == {"red", "blue", "deviation", "colourfulness", "detail"}
+    assert ("whole" in found["pipelines"]["vicreg"]["times"]) and "whole" not in times
     assert {"hue", "blur", "solarize"} <= set(found["steps"])
-    assert found["agreement"] < 0.5
-    assert found["machine"]["pictures"] == 2
+    assert found["source"] == {"pictures": "made up", "count": 2, "width": 640, "height": 480} | {
+        "kilobytes": found["source"]["kilobytes"]
+    }
+    plot_views(found["pipelines"], tmp_path / "views.png")
+    assert (tmp_path / "views.png").stat().st_size > 1000
+
+
+def test_pictures_of_a_folder_are_resized_where_asked(tmp_path) -> None:
+    for number, file in enumerate(synthetic_jpegs(3, width=96, height=64)):
+        (tmp_path / f"{number}.jpg").write_bytes(file)
+    found = bench_views(
+        pictures=tmp_path, side=48, count=2, repeats=1, size=16, small=8, pipelines=["caption_crop"], memory=False
+    )
+    assert list(found["pipelines"]) == ["caption_crop"]
+    assert "resized to 48 px" in found["source"]["pictures"]
+    assert [found["source"][key] for key in ("count", "width", "height")] == [2, 48, 32]
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_processes_of_their_own() -> None:
+    found = bench_views(count=1, repeats=1, size=32, small=16, pipelines=["vicreg"])["pipelines"]["vicreg"]["peak_mb"]
+    assert set(found) == {"jointembed", "authors"} and min(found.values()) >= 0
 
 
 def test_synthetic_jpegs_weigh_what_photographs_weigh() -> None:

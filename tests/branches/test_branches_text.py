@@ -64,6 +64,20 @@ def test_gru_of_a_batch_is_that_of_each_caption_alone(bidirectional: bool, pool:
     torch.testing.assert_close(found, torch.cat(rows), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bag", ["concat", "sum"])
+def test_gru_with_the_mean_of_its_words(bidirectional: bool, bag: Any) -> None:
+    encoder = GRU(20, embedding=5, hidden=7, bidirectional=bidirectional, pool="max", bag=bag).double()
+    x = captions()
+    found = encoder(x)
+    means = torch.stack([encoder.words(ids[:n]).mean(0) for ids, n in zip(x["ids"], LENGTHS, strict=True)])
+    encoder.bag = "none"
+    states, linear = encoder(x), encoder.bag_map
+    expected = torch.cat([states, means], dim=1) if linear is None else states + linear(means)
+    assert found.shape == (len(LENGTHS), encoder.width)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_gru_runs_each_part_to_its_own_longest_caption() -> None:
     encoder = GRU(20, embedding=5, hidden=7, buckets=4)
     sizes: list[tuple[int, ...]] = []

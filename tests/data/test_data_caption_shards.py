@@ -21,7 +21,7 @@ from tiny_runs import write_captions
 from jointembed.data.caption_parquet import caption_parquet
 from jointembed.data.caption_shards import caption_shards
 from jointembed.data.captions_coco import coco_captions
-from jointembed.data.loader import BatchPlan, make_loader
+from jointembed.data.loader import BatchPlan, Loader
 from jointembed.data.order import epoch_order
 from jointembed.data.records import CaptionData
 from jointembed.data.samples import CaptionSamples
@@ -233,7 +233,7 @@ def loaded(samples: CaptionSamples, start: int, workers: int, rank: int = 0, wor
         len(samples), 6, seed=3, start=start, stop=12, drop_last=False, rank=rank, world=world,
         order=epoch_order(samples.layout, len(samples), 3),
     )  # fmt: skip
-    return list(make_loader(samples, plan, workers=workers))
+    return list(Loader(samples, plan, workers=workers))
 
 
 @pytest.mark.parametrize("captions", ["random", "all"])

@@ -63,6 +63,7 @@ def test_coco_keeps_the_order_of_the_file(images: Path) -> None:
     assert data.pictures.open(0).getpixel((0, 0)) == (50, 0, 0)
 
 
+@pytest.mark.fault(13, "byte order mark: read")
 def test_coco_with_a_byte_order_mark_and_fewer_captions(images: Path) -> None:
     path = images.parent / "marked.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(coco_document()).encode())
@@ -107,6 +108,7 @@ def test_coco_pictures_without_captions(images: Path, caplog: pytest.LogCaptureF
         ('{"images": [{"id": 1}], "annotations": []}', r"images\[0\] \(id 1\): has no 'file_name'; its keys are 'id'"),
     ],
 )
+@pytest.mark.fault(13, "broken, NaN, duplicate keys, top-level list, too deep")
 def test_coco_broken_files(images: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=f"captions_toy.json: .*{message}"):
         coco(images, content)
@@ -145,11 +147,13 @@ def without(number: int, key: str) -> dict[str, Any]:
         (without(3, "image_id"), r"annotations\[3\] \(id 13\): has no 'image_id'"),
     ],
 )
+@pytest.mark.fault(13, "missing and duplicate ids; empty, None, NUL, lone surrogate captions")
 def test_coco_broken_records(images: Path, document: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         coco(images, document)
 
 
+@pytest.mark.fault(13, "no file, no UTF-8")
 def test_files_that_cannot_be_read(images: Path, tmp_path: Path) -> None:
     for content, message in (
         (b"\xff\xfe{\x00}\x00", r"bad.json: not UTF-8 text \(byte 0"),
@@ -280,6 +284,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("4/sentences/0/sentid", 1, r"images\[4\] \('4.png'\): sentences\[0\]: the sentid 1 is there twice"),
     ],
 )
+@pytest.mark.fault(13, "Karpathy JSON: missing and duplicate ids, odd captions")
 def test_karpathy_broken_records(read_karpathy: Karpathy, path: str, value: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_karpathy(changed(path, value), "test")
@@ -401,6 +406,7 @@ def test_a_quoted_caption_may_span_lines(images: Path) -> None:
         ("t.jsonl", '{"image": "a.png", "caption": "\\ud800"}', r"line 1 \('a.png'\): .*surrogate"),
     ],
 )
+@pytest.mark.fault(12, "captions of tables: empty, NUL, broken quotes")
 def test_table_faults(images: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         table(images, name, content)
@@ -471,12 +477,14 @@ def nothing_but_data_errors(read: Callable[[], CaptionData]) -> None:
 
 @SETTINGS
 @given(document=records_of_coco | json_values)
+@pytest.mark.fault(22, "COCO captions JSON, 150 cases")
 def test_any_json_as_coco(images: Path, document: object) -> None:
     nothing_but_data_errors(lambda: coco(images, json.dumps(document)))
 
 
 @SETTINGS
 @given(document=records_of_karpathy | json_values)
+@pytest.mark.fault(22, "Karpathy JSON, 150 cases")
 def test_any_json_as_karpathy(images: Path, document: object) -> None:
     path = images.parent / "dataset.json"
     path.write_text(json.dumps(document))
@@ -485,6 +493,7 @@ def test_any_json_as_karpathy(images: Path, document: object) -> None:
 
 @SETTINGS
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")))
+@pytest.mark.fault(22, "bytes as JSON, JSON Lines, CSV, TSV, Flickr tokens, 150 cases")
 def test_any_bytes_as_json_csv_and_tokens(images: Path, content: bytes) -> None:
     path = images.parent / "any"
     path.write_bytes(content)

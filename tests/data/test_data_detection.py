@@ -15,7 +15,7 @@ from jointembed.data.detection import DetectionData, box_fault
 from jointembed.data.detection_coco import coco_detection
 from jointembed.data.detection_samples import DetectionSamples, scaled_size
 from jointembed.data.detection_voc import VOC_CATEGORIES, voc_devkit, voc_folder
-from jointembed.data.loader import BatchPlan, make_loader, to_device
+from jointembed.data.loader import BatchPlan, Loader, to_device
 from jointembed.data.masks import decode_masks, encode_masks, encode_segmentation, run_lengths
 from jointembed.errors import DataError
 
@@ -126,6 +126,7 @@ REFUSED: list[tuple[str, Edit, str]] = [
 
 
 @pytest.mark.parametrize(("edit", "message"), [one[1:] for one in REFUSED], ids=[one[0] for one in REFUSED])
+@pytest.mark.fault(14, "truth: duplicate ids, unknown category, NaN, no area, outside, `../` ...")
 def test_coco_faults_are_refused_by_name(root: Path, edit: Edit, message: str) -> None:
     tree = coco_tree()
     edit(tree)
@@ -134,6 +135,7 @@ def test_coco_faults_are_refused_by_name(root: Path, edit: Edit, message: str) -
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.fault(14, "truth: 1e999")
 def test_a_number_too_large_for_a_float_is_no_number(root: Path) -> None:
     text = json.dumps(coco_tree()).replace('"bbox": [4,', '"bbox": [1e999,')  # JSON's grammar allows it
     assert "1e999" in text
@@ -163,6 +165,7 @@ MASKS: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("segmentation", "message"), [one[1:] for one in MASKS], ids=[one[0] for one in MASKS])
+@pytest.mark.fault(14, "truth: broken masks")
 def test_broken_masks_are_refused_by_name_and_only_where_masks_are_read(
     root: Path, segmentation: Any, message: str
 ) -> None:
@@ -174,6 +177,7 @@ def test_broken_masks_are_refused_by_name_and_only_where_masks_are_read(
     assert len(read_coco(root, tree)) == 6
 
 
+@pytest.mark.fault(14, "truth: no mask")
 def test_an_object_without_mask_is_refused_where_masks_are_read(root: Path) -> None:
     tree = coco_tree()
     del _first(tree)["segmentation"]
@@ -183,6 +187,7 @@ def test_an_object_without_mask_is_refused_where_masks_are_read(root: Path) -> N
         read_coco(root, tree).target(0, masks=True)
 
 
+@pytest.mark.fault(14, "truth: boxes without area, counted")
 def test_boxes_without_area_can_be_left_out_and_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree = coco_tree()
     tree["annotations"][2]["bbox"] = [10, 10, 5, 0]
@@ -269,6 +274,7 @@ def test_a_record_with_parts_that_do_not_fit() -> None:
         DetectionData(**(parts | {"objects": (broken,)}))
 
 
+@pytest.mark.fault(14, "truth: a picture of another size than annotated")
 def test_a_picture_of_another_size_is_refused_by_name(root: Path) -> None:
     data = read_coco(root)
     Image.new("RGB", (48, 64)).save(root / "images" / "000.png")
@@ -383,6 +389,7 @@ def test_voc_names_choose_and_order_the_pictures(root: Path) -> None:
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "declares entities"),
     ],
 )
+@pytest.mark.fault(14, "truth: VOC XML")
 def test_voc_faults_are_refused_by_name(root: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as found:
         read_voc(root, text, categories=["dog", "cat"])
@@ -478,7 +485,7 @@ def test_a_sample_is_keyed_by_seed_epoch_and_index(root: Path) -> None:
 def test_batches_are_lists_and_move_to_a_device(root: Path, workers: int) -> None:
     samples = DetectionSamples(read_coco(root), sizes=[24], max_size=64, flip=0, masks=False, seed=0)
     plan = BatchPlan(len(samples), 4, seed=0, start=0, stop=2, drop_last=True, rank=0, world=1)
-    batches = list(make_loader(samples, plan, workers=workers))
+    batches = list(Loader(samples, plan, workers=workers))
     assert [len(batch["images"]) for batch in batches] == [4, 4] and batches[0]["index"].shape == (4,)
     moved = to_device(batches[0], torch.device("meta"))
     assert moved["images"][3].is_meta and moved["targets"][3]["boxes"].is_meta

@@ -153,12 +153,14 @@ def test_places_that_hold_no_pictures_are_refused(tmp_path: Path) -> None:
         image_folder(path=str(tmp_path / "set"))
 
 
+@pytest.mark.fault(10, "HTML by the name of a picture, in a folder, zip and tar")
 def test_a_bad_picture_is_named(store: Store) -> None:
     data = image_folder(path=store(TREE | {"train/b/11.jpg": b"<html>"}), split="train")
     with pytest.raises(DataError, match=r"set.*train/b/11\.jpg: not a picture but a web page"):
         data.pictures.open(3)
 
 
+@pytest.mark.fault(11, "links and `../` in folders of pictures")
 def test_links_and_names_that_lead_out_are_refused(tmp_path: Path) -> None:
     for name in ("set/a", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)

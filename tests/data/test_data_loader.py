@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jointembed.data.loader import BatchPlan, make_loader, slice_rows, steps_per_epoch
+from jointembed.data.loader import BatchPlan, Loader, slice_rows, steps_per_epoch
 from jointembed.data.records import CaptionData
 from jointembed.data.samples import CaptionSamples, draw_view, sample_seed
 from jointembed.data.tokens import words
@@ -94,7 +94,7 @@ def test_same_batches_for_any_number_of_workers(captions: str) -> None:
     runs = []
     for workers in (0, 2):
         before = torch.get_rng_state()
-        loader = make_loader(samples, plan(len(samples), 2, stop=8), workers=workers)
+        loader = Loader(samples, plan(len(samples), 2, stop=8), workers=workers)
         runs.append([batch for batch in loader])
         assert torch.equal(before, torch.get_rng_state())  # the global stream is not touched
     for one, other in zip(*runs, strict=True):

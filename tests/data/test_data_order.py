@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jointembed.data.loader import BatchPlan, make_loader
+from jointembed.data.loader import BatchPlan, Loader
 from jointembed.data.order import Layout, WindowedOrder, epoch_order, regrouped, windowed_permutation
 from jointembed.errors import DataError
 
@@ -100,5 +100,5 @@ class Keys:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_share_out_the_batches(workers: int) -> None:
-    loader = make_loader(Keys(), plan(start=7, stop=30), workers=workers)  # type: ignore[arg-type]
+    loader = Loader(Keys(), plan(start=7, stop=30), workers=workers)  # type: ignore[arg-type]
     assert [batch["keys"] for batch in loader] == list(plan(start=7, stop=30))

@@ -57,6 +57,7 @@ def test_the_usual_formats_open(file_format: str) -> None:
     assert np.allclose(np.asarray(picture)[3, 4], RED, atol=4)
 
 
+@pytest.mark.fault(10, "RGBA, LA")
 def test_transparency_is_laid_over_white() -> None:
     clear = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     clear.putpixel((1, 0), (*RED, 255))
@@ -66,6 +67,7 @@ def test_transparency_is_laid_over_white() -> None:
     assert [open_picture(encode(grey)).getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (90,) * 3]
 
 
+@pytest.mark.fault(10, "P and RGB with a transparent colour")
 def test_transparent_colours_of_palette_and_rgb() -> None:
     palette = Image.new("P", (2, 1), 0)
     palette.putpalette([10, 20, 30, *RED])
@@ -77,6 +79,7 @@ def test_transparent_colours_of_palette_and_rgb() -> None:
     assert [open_picture(encode(rgb, transparency=(1, 2, 3))).getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, RED]
 
 
+@pytest.mark.fault(10, "L, 1, CMYK")
 def test_grey_black_and_white_and_cmyk() -> None:
     assert open_picture(encode(Image.new("L", (3, 3), 77))).getpixel((1, 1)) == (77, 77, 77)
     assert open_picture(encode(Image.new("1", (3, 3), 1))).getpixel((1, 1)) == (255, 255, 255)
@@ -85,12 +88,14 @@ def test_grey_black_and_white_and_cmyk() -> None:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.fault(10, "16 bits")
 def test_sixteen_bits_are_scaled_not_clipped(file_format: str) -> None:
     values = np.array([[0, 128 * 257, 200 * 257, 65535]], dtype=np.uint16)
     picture = open_picture(encode(Image.fromarray(values), file_format))
     assert np.asarray(picture)[0, :, 0].tolist() == [0, 128, 200, 255]
 
 
+@pytest.mark.fault(10, "floating-point and negative pixels")
 def test_pixels_without_an_agreed_range_are_refused() -> None:
     with pytest.raises(DataError, match="a.tif: floating-point pixels"):
         open_picture(encode(Image.new("F", (2, 2), 0.5), "TIFF"), name="a.tif")
@@ -98,6 +103,7 @@ def test_pixels_without_an_agreed_range_are_refused() -> None:
         open_picture(encode(Image.new("I", (2, 2), -5), "TIFF"), name="a.tif")
 
 
+@pytest.mark.fault(10, "1x1, animated GIF")
 def test_one_pixel_and_first_frame_of_an_animation() -> None:
     assert open_picture(encode(Image.new("RGB", (1, 1), RED))).getpixel((0, 0)) == RED
     frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
@@ -106,6 +112,7 @@ def test_one_pixel_and_first_frame_of_an_animation() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.fault(10, "EXIF rotation, all eight")
 def test_exif_rotation_is_undone(orientation: int) -> None:
     upright = Image.new("RGB", (32, 16), (0, 0, 0))
     upright.paste((255, 0, 0), (0, 0, 8, 8))  # red, top left
@@ -125,6 +132,7 @@ def test_exif_rotation_is_undone(orientation: int) -> None:
     assert np.array_equal(np.asarray(picture), np.asarray(upright))
 
 
+@pytest.mark.fault(10, "damaged EXIF")
 def test_damaged_exif_does_not_cost_the_picture() -> None:
     broken = PngInfo()
     broken.add_text("Raw profile type exif", "\nexif\n   3\nno hexadecimals")
@@ -152,6 +160,7 @@ def test_damaged_exif_does_not_cost_the_picture() -> None:
         (encode(noise(), "WEBP")[:-400], "picture|cannot be decoded"),
     ],
 )
+@pytest.mark.fault(10, "truncated, empty, HTML, SVG, LFS pointer, PostScript")
 def test_bad_files_are_named_with_their_fault(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "photo.jpg").write_bytes(content)
     with pytest.raises(DataError, match=f"photo.jpg: .*({message})"):
@@ -166,6 +175,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.fault(10, "100 megapixels in 12 kB")
 def test_a_small_file_of_many_pixels_is_refused_before_decoding(tmp_path: Path) -> None:
     bomb = png_of_zeros(10000, 10000)
     assert len(bomb) < 20_000
@@ -179,6 +189,7 @@ def test_a_small_file_of_many_pixels_is_refused_before_decoding(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own words on what it is given
+@pytest.mark.fault(22, "pictures with bytes changed, 600 cases")
 def test_damaged_bytes_raise_nothing_but_data_errors() -> None:
     chance = random.Random(0)
     palette = noise().quantize(16)
@@ -212,6 +223,7 @@ def test_picture_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../a.png", "sub/../../a.png", "/etc/passwd", "a\0.png", ""])
+@pytest.mark.fault(11, "`../`, absolute, NUL in the name of a picture")
 def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     folder_of(tmp_path, "root/sub/b.png", "a.png")
     with pytest.raises(DataError, match="must stay inside"):
@@ -220,6 +232,7 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
         inside(tmp_path / "root", name)
 
 
+@pytest.mark.fault(11, "symbolic link out of the root")
 def test_symbolic_links_may_stay_but_not_lead_out(tmp_path: Path) -> None:
     folder_of(tmp_path, "root/a.png", "root/real/b.png", "secret/c.png")
     root = tmp_path / "root"
@@ -239,6 +252,7 @@ def test_symbolic_links_may_stay_but_not_lead_out(tmp_path: Path) -> None:
     assert inside(root, "same.png") == root / "same.png"
 
 
+@pytest.mark.fault(11, "a pipe, a folder, half a surrogate as a picture")
 def test_folder_refuses_what_is_no_file_or_named_twice(tmp_path: Path) -> None:
     folder_of(tmp_path, "a.png", "sub/b.png")
     os.mkfifo(tmp_path / "pipe.png")

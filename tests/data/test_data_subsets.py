@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,8 @@ import pytest
 from PIL import Image
 
 from jointembed.data.folder import image_folder
-from jointembed.data.records import ImageData
-from jointembed.data.subsets import choose
+from jointembed.data.records import CaptionData, ImageData
+from jointembed.data.subsets import choose, share_of
 from jointembed.errors import DataError
 
 
@@ -97,3 +98,53 @@ def test_an_ambiguous_name_and_a_missing_list_are_refused(data: ImageData, tmp_p
         choose(data, subset=str(tmp_path / "gone.txt"), fraction=None, subset_seed=0)
     with pytest.raises(DataError, match="a list of files or a fraction, not both"):
         choose(data, subset="x", fraction=0.1, subset_seed=0)
+
+
+def captioned(pictures: int = 10, captions: int = 4) -> CaptionData:
+    names = tuple(f"p{number}" for number in range(pictures))
+    item = np.arange(pictures) // 2  # two pictures an item
+    texts = tuple(tuple(f"caption {k} of {one}" for k in range(captions)) for one in range(pictures // 2))
+    ids = tuple(tuple(100 * one + k for k in range(captions)) for one in range(pictures // 2))
+    return CaptionData("some", Named(names), item, texts, names, ids)
+
+
+class Named:
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def open(self, number: int) -> str:
+        return self.names[number]
+
+    def sizes(self) -> list[int]:
+        return [len(name) for name in self.names]
+
+
+def test_a_smaller_share_of_captioned_data_is_part_of_a_larger_one() -> None:
+    whole = captioned()
+    kept = [share_of(whole, pictures=share, seed=1) for share in (0.01, 0.4, 0.8, 1.0)]
+    assert [len(one.captions) for one in kept] == [1, 2, 4, 5]
+    for smaller, larger in pairwise(kept):
+        assert set(smaller.texts) < set(larger.texts) and set(smaller.picture_ids) < set(larger.picture_ids)
+    for one in kept:  # both pictures of an item, and what belongs together still does
+        assert len(one.pictures) == 2 * len(one.captions) and one.fingerprint
+        for picture, text in one.positives:
+            number = int(one.pictures.names[picture].removeprefix("p"))
+            assert one.texts[text].endswith(f"of {number // 2}")
+            assert one.pictures.open(picture) == one.picture_ids[picture] == f"p{number}"
+    assert kept[-1].texts == whole.texts and kept[-1].fingerprint == whole.fingerprint
+    assert {share_of(whole, pictures=0.4, seed=seed).texts for seed in range(8)} != {kept[1].texts}
+
+
+def test_a_share_of_each_items_captions_keeps_at_least_one_and_its_number() -> None:
+    whole = captioned()
+    for share, count in ((0.01, 1), (0.5, 2), (0.75, 3), (1.0, 4)):
+        part = share_of(whole, captions=share)
+        assert {len(texts) for texts in part.captions} == {count} and len(part.captions) == 5
+        assert part.caption_ids is not None
+        for texts, ids in zip(part.captions, part.caption_ids, strict=True):
+            assert [f"caption {one % 100} of {one // 100}" for one in ids] == list(texts) and list(ids) == sorted(ids)
+    half, most = (share_of(whole, captions=share) for share in (0.5, 0.75))
+    assert set(half.texts) < set(most.texts)

@@ -114,6 +114,7 @@ def test_perfect_and_empty_on_the_official_annotations(official: tuple[Detection
 # ---- what pycocotools does in silence
 
 
+@pytest.mark.fault(14, "truth: annotation id 0, on which pycocotools miscounts")
 def test_ids_from_zero_score_one_where_pycocotools_does_not(root: Path) -> None:
     tree = coco_tree()
     for annotation in tree["annotations"]:
@@ -175,6 +176,7 @@ BAD: list[tuple[str, list[Detections], str]] = [
 
 
 @pytest.mark.parametrize(("found", "message"), [one[1:] for one in BAD], ids=[one[0] for one in BAD])
+@pytest.mark.fault(14, "results: NaN, infinite, no area, unknown category")
 def test_detections_that_are_none_are_refused_by_name(found: list[Detections], message: str) -> None:
     data = by_hand(objects([([0, 0, 10, 10], 1)]))
     for evaluate in (check_detections, coco_average_precision, voc_average_precision):
@@ -182,6 +184,7 @@ def test_detections_that_are_none_are_refused_by_name(found: list[Detections], m
             evaluate(data, found)
 
 
+@pytest.mark.fault(14, "truth without objects: no number, not 0")
 def test_nothing_to_find_is_no_zero() -> None:
     with pytest.raises(EvaluationError, match="no object in it"):
         coco_average_precision(by_hand(objects([])), [NONE])
@@ -300,12 +303,14 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([], "expected an object"),
     ],
 )
+@pytest.mark.fault(14, "results file: NaN, unknown category or picture, missing keys")
 def test_broken_results_are_refused_by_name(root: Path, tmp_path: Path, row: Any, message: str) -> None:
     (tmp_path / "found.json").write_text(json.dumps([row]))
     with pytest.raises(DataError, match=message):
         read_detections(tmp_path / "found.json", read_coco(root))
 
 
+@pytest.mark.fault(14, "results file: no list, masks of some only")
 def test_results_of_another_shape(root: Path, tmp_path: Path) -> None:
     (tmp_path / "found.json").write_text("{}")
     with pytest.raises(DataError, match="expected a list of detections"):

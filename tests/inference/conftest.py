@@ -59,6 +59,7 @@ def address(index: Index) -> Iterator[str]:
 @pytest.fixture
 def client(address: str) -> "Iterator[httpx2.Client]":
     import httpx2
+    from serving import PATIENCE
 
-    with httpx2.Client(base_url=address, timeout=60) as one:
+    with httpx2.Client(base_url=address, timeout=PATIENCE) as one:
         yield one

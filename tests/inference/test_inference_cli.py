@@ -58,7 +58,7 @@ def test_from_a_trained_run_to_answers(
 
 def test_index_embeds_first_where_data_is_given(model_path: Path, tmp_path: Path, say: Say) -> None:
     code, out, _ = say("index", model_path, "emoji:test", "--out", tmp_path / "emoji")
-    assert code == 0 and "406 rows of width 16, exact" in out
+    assert code == 0 and "400 rows of width 16, exact" in out
     assert [path.name for path in tmp_path.iterdir()] == ["emoji"]  # what lay between is gone
     code, out, _ = say("search", tmp_path / "emoji", "a red photo", "--top", "2")
     assert code == 0 and out.count("emoji://test/") == 2

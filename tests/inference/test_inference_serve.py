@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from serving import command, serving
+from serving import PATIENCE, command, serving
 
 from jointembed.cli import main
 from jointembed.errors import JointEmbedError
@@ -21,7 +21,7 @@ from jointembed.inference.serve import listen, serve
 
 def test_ctrl_c_ends_it_cleanly_even_while_a_client_dawdles(indexed: Path) -> None:
     with command(indexed, "--top", "3") as (process, address):
-        assert len(httpx2.get(f"{address}/api/search?q=a", timeout=60).json()["answers"]) == 3
+        assert len(httpx2.get(f"{address}/api/search?q=a", timeout=PATIENCE).json()["answers"]) == 3
         host, port = address.removeprefix("http://").split(":")
         assert host == "127.0.0.1"
         upload = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 999\r\n\r\n--x"
@@ -31,9 +31,9 @@ def test_ctrl_c_ends_it_cleanly_even_while_a_client_dawdles(indexed: Path) -> No
         ):
             dawdler.sendall(b"GET / HTTP/1.1\r\nHost: loc")
             uploader.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\n" + upload)
-            httpx2.get(f"{address}/", timeout=60)  # the upload has begun by now
+            httpx2.get(f"{address}/", timeout=PATIENCE)  # the upload has begun by now
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0 and out == "ended\n" and "Traceback" not in err
 
 
@@ -79,10 +79,10 @@ def test_a_faiss_index_can_be_served_or_says_what_is_missing(
     pytest.importorskip("faiss")
     build_index(indexed.parent / "embeddings", tmp_path / "flat", kind="flat")
     with serving(Index.open(tmp_path / "flat")) as address:
-        flat = httpx2.get(f"{address}/api/search?q=red").json()
+        flat = httpx2.get(f"{address}/api/search?q=red", timeout=PATIENCE).json()
     with serving(Index.open(indexed)) as address:
         assert [one["row"] for one in flat["answers"]] == [
-            one["row"] for one in httpx2.get(f"{address}/api/search?q=red").json()["answers"]
+            one["row"] for one in httpx2.get(f"{address}/api/search?q=red", timeout=PATIENCE).json()["answers"]
         ]
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(JointEmbedError, match=r"jointembed\[faiss\]"):

@@ -48,7 +48,7 @@ def visit(browser: "Browser", address: str, complaints: list[str]) -> Iterator[O
 
     def open_page(path: str = "/", base: str = address, **settings: Any) -> "Page":
         context = browser.new_context(**settings)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(240_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))

@@ -16,6 +16,7 @@ from jointembed.objectives.objective import Objective, ViewShape
 from jointembed.objectives.regularized import Regularized, regularization
 from jointembed.objectives.simsiam import SimSiam
 from jointembed.objectives.vicreg import vicreg_loss
+from jointembed.objectives.wrapped import Wrapped
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:
@@ -136,7 +137,7 @@ def test_every_hook_reaches_the_objective() -> None:
     inner = Recorder()
     outer = Regularized(inner)
     own = {name for name in vars(Objective) if not name.startswith("_")}
-    assert own <= set(vars(Regularized)) | {"needs", "couples_samples", "constant_lr"}
+    assert own <= set(vars(Wrapped)) | {"needs", "couples_samples", "constant_lr"}
     assert outer.needs == {"target", "maps"} and outer.couples_samples  # the added terms do couple
     assert outer.constant_lr == ("objective.predictor",)
     outer.check_views(["a"])

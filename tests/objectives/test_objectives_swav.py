@@ -168,3 +168,12 @@ def test_views_that_get_codes() -> None:
 def test_views_of_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found a \(4, 3\) and b \(5, 3\)"):
         swav_loss({"a": rows(4, 3), "b": rows(5, 3)}, unit(2, 3), assigned=["a"])
+
+
+@pytest.mark.parametrize("reach", [40.0, 59.0, 61.0, 200.0])  # exponentials up to 60 apart are scaled as they are
+def test_both_ways_of_the_codes_agree_with_the_equation(reach: float) -> None:
+    scores = rows(12, 4)
+    scores = scores / (scores.max() - scores.min()) * (0.05 * reach)
+    found = sinkhorn(scores, epsilon=0.05, iterations=3)
+    torch.testing.assert_close(found, reference.sinkhorn(scores, 0.05, 3), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sinkhorn(scores.float()).double(), found, rtol=1e-4, atol=1e-7)

@@ -3,8 +3,9 @@
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
@@ -84,6 +85,23 @@ def resize(size: int = 224, normalise: bool = True) -> list[Transform]:
 def center(size: int = 224, normalise: bool = True) -> list[Transform]:
     steps = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), *last(normalise)]
     return [transforms.Compose(steps)]
+
+
+def photo(seed: int, width: int = 160, height: int = 120) -> Image.Image:
+    """A coloured gradient with sharp shapes and grain: smooth parts, edges and fine detail, as in a photograph."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    slopes = random.uniform(-140, 140, (3, 2))
+    base = random.uniform(60, 190, 3) + x[..., None] * slopes[:, 0] + y[..., None] * slopes[:, 1]
+    picture = Image.fromarray(base.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(12):
+        left, top = random.uniform(-0.1, 0.9, 2) * (width, height)
+        size = random.uniform(0.05, 0.4, 2) * (width, height)
+        fill = tuple(int(level) for level in random.integers(0, 256, 3))
+        draw.ellipse((left, top, left + size[0], top + size[1]), fill=fill)
+    grain = random.normal(0, 6, (height, width, 1))
+    return Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
 
 
 def laplacian_energy(x: Tensor) -> float:

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from report_runs import RECIPE
 from rich.console import Console
 
+from jointembed.evaluation.collapse import diagnostics
 from jointembed.report import paper
+from jointembed.report.methods import variant_name
 from jointembed.report.read import find_runs, read_json
-from jointembed.report.retrieval import print_retrieval, retrieval_page
+from jointembed.report.retrieval import print_retrieval, print_space, retrieval_page
 from jointembed.report.tables import Number, Table
 
 
@@ -119,3 +122,23 @@ def test_terminal_table_of_bare_metrics(run: Path) -> None:
     text = terminal({"metrics": values, "data": "[red]x[/red]"})
     assert "[red]x[/red]" in text and "chance" not in text and "22.5" in text
     assert "not measured" in terminal({"metrics": {"i2t_R@1": 3.0}}, width=120)
+
+
+def test_the_terminal_shows_gap_hubness_and_spread_of_each_view() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(40, 6, generator=generator) for _ in range(2))
+    diagnosis = diagnostics({"image": image, "text": text})
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(print_space(diagnosis))
+    shown = " ".join(console.export_text().split())
+    for view in ("image", "text"):
+        assert f"{view} {diagnosis[view]['std_mean']:.3f}" in shown and f"{diagnosis[view]['rankme']:.1f} 6" in shown
+    assert f"gap {diagnosis['gap']:.3f}" in shown
+    assert f"hubness text_to_image {diagnosis['hubness_skewness/text_to_image']:.2f}" in shown
+
+
+def test_what_was_added_to_a_method_stands_in_its_name() -> None:
+    recipe = RECIPE | {"objective": {"name": "vicreg"}}
+    changed = recipe | {"contrast": {"weight": 0.1}, "ramp": {"covariance": {"end": 1}}}
+    assert variant_name(changed) == "VICReg (InfoNCE added, covariance ramped)"
+    assert variant_name(recipe | {"contrast": None, "ramp": {}}) == variant_name(recipe) == "VICReg"

@@ -49,7 +49,7 @@ def arm(kind: str, number: int) -> None:
 
     def now() -> None:
         if kind == "model":
-            setattr(checkpoint, "save_file", half_written)  # noqa: B010
+            setattr(checkpoint, "save_tensors", half_written)  # noqa: B010
         elif kind == "delete":
             setattr(shutil, "rmtree", half_deleted)  # noqa: B010
         else:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from jointembed.inference.serve_bounds import Limits
 from jointembed.inference.serve_http import server
 
 ROWS = 24  # of the index that the tests share
+PATIENCE = 240.0  # seconds: no test waits for so long, but a machine with other work is slow
 
 
 def make_index(model_path: Path, data: Path | str, root: Path) -> Path:
@@ -42,7 +43,7 @@ def serving(index: Index, limits: Limits | None = None, top: int = 5) -> Iterato
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             running.should_exit = True
-            thread.join(60)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
 
@@ -62,11 +63,11 @@ def command(index: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
         process.communicate()
 
 
-def until(happens: object, seconds: float = 20.0) -> bool:
+def until(happens: Callable[[], object], seconds: float = PATIENCE) -> bool:
     """Whether a condition comes true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if happens():  # type: ignore[operator]
+        if happens():
             return True
         time.sleep(0.02)
     return False
@@ -88,7 +89,7 @@ def bomb() -> bytes:
 def raw(address: str, request: bytes) -> bytes:
     """What comes back for these bytes, until the server has no more to say."""
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
         connection.sendall(request)
         found = b""
         while chunk := connection.recv(65536):
@@ -105,6 +106,14 @@ def get(address: str, target: str, host: str = "127.0.0.1") -> tuple[int, str]:
     answer = raw(address, f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body.decode()
+
+
+def answered(address: str, target: str = "/api/search?q=a") -> bool:
+    """Whether a request is answered; not where it took longer than the limits of a test allow."""
+    try:
+        return get(address, target)[0] == 200
+    except (OSError, IndexError):
+        return False
 
 
 def names(page: str) -> list[str]:

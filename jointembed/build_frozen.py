@@ -1,0 +1,75 @@
+"""Recipe and model -> cached representations of frozen encoders."""
+
+from torch import Tensor
+
+from jointembed.build import Data, cache_folder, view_pipeline
+from jointembed.data.records import CaptionData
+from jointembed.errors import RecipeError
+from jointembed.inference.frozen import cached_rows, drawn_image_rows, frozen_image_rows, frozen_text_rows
+from jointembed.model import JointEmbedding
+from jointembed.recipe import Recipe
+
+
+class FrozenRows:
+    """Cached representations of the splits: of pictures where their encoder is frozen, of captions where theirs is."""
+
+    def __init__(self, recipe: Recipe, model: JointEmbedding) -> None:
+        """Decide whether there is anything to cache. Raises RecipeError for kept views that cannot be kept."""
+        self.recipe, self.model = recipe, model
+        view = view_pipeline(recipe.data)
+        frozen = self._frozen("image")
+        self.drawn = recipe.data.cache_views if view.random else None  # views of each picture that are kept
+        if self.drawn is not None and (not frozen or view.views != ("image",)):
+            raise RecipeError("data.cache_views: needs data.cache, a frozen branch image, and a pipeline of one view")
+        self.active = frozen and (not view.random or self.drawn is not None)
+
+    def _frozen(self, view: str) -> bool:
+        return self.recipe.data.cache and view in self.model.views and self.model.branch(view).frozen
+
+    def __call__(self, data: Data) -> Tensor | None:
+        """Representations (I, R) of the fixed view, or None where pictures go through the encoder each time."""
+        if not self.active or not isinstance(data, CaptionData):
+            return None
+        inputs = {"view": self.recipe.data.image_evaluation, "data": data.fingerprint}
+        compute = frozen_image_rows(
+            self.model,
+            view_pipeline(self.recipe.data, evaluation=True),
+            data,
+            batch=self.recipe.evaluation.batch,
+            workers=self.recipe.loader.workers,
+        )
+        return cached_rows(self.model.branch("image").encoder, inputs, compute, cache_folder())
+
+    def rows(self, data: Data) -> dict[str, Tensor | None]:
+        """Both sides, as the functions that embed captioned data take them: `cached` and `cached_text`."""
+        return {"cached": self(data), "cached_text": self.texts(data)}
+
+    def texts(self, data: Data) -> Tensor | None:
+        """Representations (T, R) of all captions, or None where they go through the encoder each time."""
+        tokens = self.model.tokens
+        if tokens is None or not isinstance(data, CaptionData) or not self._frozen("text"):
+            return None
+        inputs = {
+            "tokens": tokens.tokenizer.to_str(), "max_length": tokens.max_length, "data": data.fingerprint,
+        }  # fmt: skip
+        compute = frozen_text_rows(self.model, data, batch=self.recipe.evaluation.batch)
+        return cached_rows(self.model.branch("text").encoder, inputs, compute, cache_folder())
+
+    def of_training(self, data: Data, rows: Tensor | None) -> Tensor | None:
+        """What training samples take: `rows` of the fixed view, or those of all kept random views, (I, V, R)."""
+        if self.drawn is None or not isinstance(data, CaptionData):
+            return rows
+        recipe = self.recipe
+        inputs = {
+            "view": recipe.data.image, "data": data.fingerprint, "drawn": self.drawn, "seed": recipe.seed,
+        }  # fmt: skip
+        compute = drawn_image_rows(
+            self.model,
+            view_pipeline(recipe.data),
+            data,
+            views=self.drawn,
+            seed=recipe.seed,
+            batch=recipe.evaluation.batch,
+            workers=recipe.loader.workers,
+        )
+        return cached_rows(self.model.branch("image").encoder, inputs, compute, cache_folder())

@@ -1,0 +1,154 @@
+"""Training pictures that cannot be read: found once before the first step, left out up to a limit, and listed.
+
+Every picture is decoded once, by all ranks and their worker processes together, and what was found is kept in the cache
+under the data set's fingerprint. So the data of a run, and with it the order of its samples, is settled before it
+begins and is the same after a resume.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from jointembed import distributed
+from jointembed.data.order import Layout, layout_of, regrouped
+from jointembed.data.records import CaptionData, ImageData, Pictures
+from jointembed.data.subsets import PicturePart
+from jointembed.errors import DataError
+
+log = logging.getLogger(__name__)
+_AT_ONCE = 64  # pictures a worker is given
+D = TypeVar("D", CaptionData, ImageData)
+
+
+def readable(data: D, limit: float, *, workers: int, folder: Path) -> D:
+    """The data set without the pictures that cannot be read, which its `skipped` then lists; every rank calls it.
+
+    Args:
+        data: the data set.
+        limit: greatest share of its pictures that may be left out, 0 to 1.
+        workers: processes that decode, on each rank.
+        folder: the cache.
+
+    Raises:
+        DataError: naming the first of them, where there are more than the limit allows, or a class would lose all of
+            its pictures.
+    """
+    found = unreadable(data.pictures, data.fingerprint, workers=workers, folder=folder)
+    if not found:
+        return data
+    count, total = len(found), len(data.pictures)
+    said = f"{data.name}: {count} of {total} pictures cannot be read"
+    if count > limit * total:
+        raise DataError(
+            f"{said}, data.skip_unreadable: {limit:g} allows {int(limit * total)}; "
+            f"the first: {next(iter(found.values()))}"
+        )
+    log.warning("%s and are left out; the run's skipped.jsonl names them", said)
+    kept = np.array([number for number in range(total) if number not in found], dtype=np.int64)
+    skipped = tuple((data.pictures.names[number], reason) for number, reason in found.items())
+    pictures = _part(data.pictures, kept)
+    ids = tuple(data.picture_ids[number] for number in kept)
+    if isinstance(data, ImageData):
+        labels = None if data.labels is None else data.labels[kept]
+        if data.labels is not None and data.classes is not None and labels is not None:
+            lost = set(data.labels.tolist()) - set(labels.tolist())
+            if lost:
+                raise DataError(f"{said}, among them all of the class {data.classes[min(lost)]!r}")
+        changes: dict[str, Any] = {"labels": labels}  # a type checker sees both kinds of data here
+        return replace(data, pictures=pictures, picture_ids=ids, skipped=skipped, **changes)
+    items, item = np.unique(data.item[kept], return_inverse=True)  # one that no picture shows any more has no captions
+    return replace(
+        data,
+        pictures=pictures,
+        item=item.astype(np.int64),
+        captions=tuple(data.captions[one] for one in items),
+        picture_ids=ids,
+        caption_ids=None if data.caption_ids is None else tuple(data.caption_ids[one] for one in items),
+        skipped=skipped,
+    )
+
+
+def unreadable(pictures: Pictures, fingerprint: str, *, workers: int, folder: Path) -> dict[int, str]:
+    """Number and reason of every picture that cannot be read, ascending; decoded only the first time.
+
+    Raises:
+        DataError: a cache file that cannot be written, or not be read; delete it.
+    """
+    path = folder / f"unreadable-{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}.json"
+    if not distributed.broadcast_object(path.is_file()):
+        own = range(distributed.rank(), len(pictures), distributed.world())
+        loader = DataLoader(
+            _Reasons(pictures, own),
+            batch_size=_AT_ONCE,
+            num_workers=workers,
+            collate_fn=_joined,
+            generator=torch.Generator(),  # the global one must not know whether the pictures were looked at
+        )
+        mine = {number: reason for part in loader for number, reason in part.items()}
+        everyone = {number: reason for one in distributed.gather_objects(mine) for number, reason in one.items()}
+        if distributed.is_main():
+            part_file = path.with_suffix(f".{os.getpid()}.part")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                part_file.write_text(json.dumps(sorted(everyone.items())), encoding="utf-8")
+                part_file.replace(path)
+            except OSError as error:
+                reason = error.strerror or error
+                raise DataError(f"{path}: the list cannot be written ({reason}); set JOINTEMBED_CACHE") from None
+        distributed.barrier()
+    try:
+        return {int(number): str(reason) for number, reason in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: the list of unreadable pictures cannot be read ({error}); delete the file") from None
+
+
+def write_skipped(path: Path, skipped: tuple[tuple[str, str], ...]) -> None:
+    """Write `skipped.jsonl`: a line a picture that was left out, with its name and the reason."""
+    lines = [json.dumps({"picture": name, "reason": reason}) + "\n" for name, reason in skipped]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+class _Reasons(Dataset[dict[int, str]]):
+    """Why a picture cannot be read, for those that cannot."""
+
+    def __init__(self, pictures: Pictures, numbers: range) -> None:
+        self.pictures, self.numbers = pictures, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> dict[int, str]:
+        number = self.numbers[place]
+        try:
+            self.pictures.open(number)
+        except DataError as error:
+            return {number: str(error)}
+        return {}
+
+
+def _joined(parts: list[dict[int, str]]) -> dict[int, str]:
+    return {number: reason for part in parts for number, reason in part.items()}
+
+
+class _ShardsPart(PicturePart):
+    """Some pictures of shards: they lie where they lay."""
+
+    def __init__(self, pictures: Pictures, numbers: np.ndarray, layout: Layout) -> None:
+        super().__init__(pictures, numbers.tolist())
+        self.layout = layout
+
+
+def _part(pictures: Pictures, numbers: np.ndarray) -> PicturePart:
+    layout = layout_of(pictures)
+    if layout is None:
+        return PicturePart(pictures, numbers.tolist())
+    kept = regrouped(layout, np.bincount(numbers, minlength=len(pictures)))
+    return PicturePart(pictures, numbers.tolist()) if kept is None else _ShardsPart(pictures, numbers, kept)

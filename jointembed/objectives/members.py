@@ -1,0 +1,108 @@
+"""One objective for each member of a branch: an ensemble that trains in one run, without terms between its members."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from jointembed.errors import RecipeError
+from jointembed.layers import Embedding
+from jointembed.objectives.objective import Embed, EpochEmbeddings, Objective, ViewShape
+
+
+class PerMember(Objective):
+    """The mean of an objective over equal parts of the embeddings, each with parts (queue, predictor) of its own.
+
+    Without it the covariance term would decorrelate members from one another, three or four times as many dimensions
+    as the batch has rows for.
+
+    Args:
+        make: a new objective.
+        count: of members; h and z are theirs side by side.
+
+    Raises:
+        RecipeError: an objective of feature maps, which members do not give.
+    """
+
+    def __init__(self, make: Callable[[], Objective], count: int) -> None:
+        """See the class."""
+        super().__init__()
+        self.objectives = nn.ModuleList([make() for _ in range(count)])
+        first = self._each()[0]
+        self.needs, self.couples_samples = first.needs, first.couples_samples
+        self.constant_lr = tuple(f"objectives.{number}.{path}" for number in range(count) for path in first.constant_lr)
+        if {"maps", "target_maps"} & self.needs:
+            raise RecipeError("branches.members: this objective reads feature maps, and members give none; set it to 1")
+
+    def _each(self) -> list[Objective]:
+        return cast(list[Objective], list(self.objectives))
+
+    def _parts(self, views: Mapping[str, Embedding]) -> list[dict[str, Embedding]]:
+        count = len(self.objectives)
+        halves = {view: (one.h.chunk(count, -1), one.z.chunk(count, -1)) for view, one in views.items()}
+        return [{view: Embedding(h[k], z[k]) for view, (h, z) in halves.items()} for k in range(count)]
+
+    def forward(
+        self,
+        online: Mapping[str, Embedding],
+        target: Mapping[str, Embedding] | None = None,
+        index: Tensor | None = None,
+        item: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The mean of each term over the members."""
+        targets = [None] * len(self.objectives) if target is None else self._parts(target)
+        terms = [
+            objective(views, other, index=index, item=item, label=label)
+            for objective, views, other in zip(self._each(), self._parts(online), targets, strict=True)
+        ]
+        return {name: torch.stack([one[name] for one in terms]).mean(0) for name in terms[0]}
+
+    def check_views(self, views: Iterable[str]) -> None:
+        """What the objective checks."""
+        self._each()[0].check_views(views)
+
+    def check_branches(self, views: Mapping[str, str]) -> None:
+        """What the objective checks."""
+        self._each()[0].check_branches(views)
+
+    def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
+        """Attach each objective to the widths of one member."""
+        count = len(self.objectives)
+        shapes = {view: ViewShape(one.branch, one.h // count, one.z // count) for view, one in views.items()}
+        for objective in self._each():
+            objective.attach(shapes, samples)
+
+    def online_views(self, views: Iterable[str]) -> list[str]:
+        """Those of the objective."""
+        return self._each()[0].online_views(views)
+
+    def target_views(self, views: Iterable[str]) -> list[str]:
+        """Those of the objective."""
+        return self._each()[0].target_views(views)
+
+    def momentum(self, progress: float) -> float:
+        """That of the objective."""
+        return self._each()[0].momentum(progress)
+
+    def start_epoch(self, epoch: int, embed: Embed) -> None:
+        """Pass the hook on; the training set is embedded once for each member that asks."""
+        count = len(self.objectives)
+        for number, objective in enumerate(self._each()):
+
+            def part(number: int = number) -> EpochEmbeddings:
+                rows = embed()
+                return EpochEmbeddings(rows.index, rows.h.chunk(count, -1)[number], rows.z.chunk(count, -1)[number])
+
+            objective.start_epoch(epoch, part)
+
+    def before_step(self, batch: Mapping[str, Any]) -> None:
+        """Pass the hook on."""
+        for objective in self._each():
+            objective.before_step(batch)
+
+    def end_step(self, progress: float) -> None:
+        """Pass the hook on."""
+        for objective in self._each():
+            objective.end_step(progress)

@@ -1,0 +1,135 @@
+"""The folder of a run: opened by one process at a time, and what is written into it before any work."""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from jointembed import __version__, distributed
+from jointembed.errors import CheckpointError
+from jointembed.training.checkpoint import disk_error
+from jointembed.training.lock import LOCK_NAME, FolderLock
+
+
+@contextmanager
+def opened(run: Path, recipe: str, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """A run folder, for this run alone; every rank enters it. Who resumes calls `record` once nothing refuses that.
+
+    Args:
+        run: made here, with `recipe.yaml` and `environment.json`.
+        recipe: the resolved recipe, YAML.
+        resume: the folder may hold a run, which goes on; its files are left as they are.
+        overwrite: a run that is there is deleted.
+
+    Raises:
+        CheckpointError: on every rank: not empty, in use by another run, or not writable.
+    """
+    lock, problem = None, None
+    if distributed.is_main():
+        try:
+            lock = _prepared(run, recipe, resume=resume, overwrite=overwrite)
+        except CheckpointError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{run}: cannot be written ({error.strerror})"
+    try:
+        problem = distributed.broadcast_object(problem)
+        if problem:
+            raise FolderError(problem)
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Put a refusal of the disk into one line. Raises CheckpointError naming the path."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({disk_error(error)}); checkpoints are untouched") from None
+
+
+class FolderError(CheckpointError):
+    """A folder that this run may not have."""
+
+    shared = True
+
+
+def _prepared(run: Path, recipe: str, *, resume: bool, overwrite: bool) -> FolderLock:
+    foreign = run.exists() and _content(run) and not (run / "recipe.yaml").exists()
+    if foreign and overwrite and not resume:  # before anything is written into it
+        raise CheckpointError(f"{run}: not empty and not a run folder; it will not be overwritten")
+    if foreign and not resume:
+        raise _not_empty(run)
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(run)
+    try:
+        if _content(run) and not resume:
+            if not overwrite:
+                raise _not_empty(run)
+            for path in _content(run):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        (run / "checkpoints").mkdir(exist_ok=True)
+        if not (run / "recipe.yaml").exists():  # else a resume, which may yet be refused
+            record(run, recipe)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def record(run: Path, recipe: str) -> None:
+    """Write `recipe.yaml` and `environment.json`; the main rank does, others return at once."""
+    if distributed.is_main():
+        for name, text in (("environment.json", json.dumps(environment(), indent=1)), ("recipe.yaml", recipe)):
+            part = run / f".{name}.part"
+            part.write_text(text, encoding="utf-8")
+            part.replace(run / name)
+
+
+def _content(run: Path) -> list[Path]:
+    return [path for path in run.iterdir() if path.name != LOCK_NAME]
+
+
+def _not_empty(run: Path) -> CheckpointError:
+    return CheckpointError(f"{run}: not empty; pass --resume to go on, --overwrite to start anew, or another --out")
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, hardware, command, date."""
+    processor = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.startswith("model name")]
+        processor = lines[0].partition(":")[2].strip() if lines else processor
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(),
+        "jointembed": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "world": distributed.world(),
+    }
+
+
+def command() -> str:
+    """The command line as one would type it."""
+    return shlex.join(["jointembed", *sys.argv[1:]])

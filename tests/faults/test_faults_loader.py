@@ -1,0 +1,53 @@
+"""A loader worker that is killed, exits, raises or hangs: the message names the picture it was at."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fault_runs import Trainings
+
+pytestmark = pytest.mark.timeout(600)
+PICTURE = "train/dark/3.png"
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    started = Trainings(tmp_path_factory.mktemp("loader"))
+    yield started
+    started.close()
+
+
+@pytest.mark.fault(row=9, what="a worker killed, exiting, raising, hanging (loader.timeout): exit 1, picture named")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("kill", "was killed by SIGKILL; where memory is short, lower loader.workers"),
+        ("exit", "exited with code 3"),
+        ("raise", "IndexError: list index out of range (fault_driver.py, line "),
+        ("hang", "did not come within loader.timeout (4 s)"),
+    ],
+)
+def test_a_worker_that_fails_names_its_picture(trainings: Trainings, how: str, message: str) -> None:
+    fault: dict[str, Any] = {"kind": "reading", "how": how, "picture": PICTURE, "code": 3}
+    ended = trainings.run("loader.workers=2", "loader.timeout=4", fault=fault, patience=120)
+    assert ended.codes == [1]
+    assert ended.line().startswith(f"jointembed: {PICTURE} (sample 3 of epoch 0): ") and message in ended.line()
+
+
+@pytest.mark.fault(row=9, what="a worker that exits with code 0 in the middle of an epoch is noticed too")
+def test_a_worker_that_leaves_without_a_word(trainings: Trainings) -> None:
+    fault = {"kind": "reading", "how": "exit", "picture": PICTURE}
+    ended = trainings.run("loader.workers=1", "loader.timeout=4", fault=fault, patience=120)
+    assert ended.codes == [1] and f"{PICTURE} (sample 3 of epoch 0): loader worker" in ended.line()
+    assert "exited with code 0" in ended.line()
+
+
+@pytest.mark.ddp
+@pytest.mark.fault(row=9, what="a killed worker of one of two ranks: both end, the picture is named")
+def test_a_worker_of_one_rank(trainings: Trainings) -> None:
+    fault = {"kind": "reading", "how": "kill", "picture": PICTURE, "rank": "all"}
+    ended = trainings.run("loader.workers=1", world=2, fault=fault)
+    assert ended.codes == [1, 1] and ended.seconds < 60
+    lines = [ended.line(rank) for rank in (0, 1)]
+    assert sum(PICTURE in line for line in lines) == 1
+    assert sum("has ended, or did not answer" in line for line in lines) == 1

@@ -1,0 +1,37 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jointembed.cli_bench import bench_app
+
+SMALL = {
+    "loss": ["--rows", "8", "--widths", "16", "--repeats", "1"],
+    "loss --grid": ["--rows", "8", "--widths", "16", "--repeats", "1", "--plot", "PLOT"],
+    "train": ["--kind", "text", "--batch", "4", "--width", "8", "--repeats", "1"],
+    "retrieval": ["--images", "10", "--texts", "20", "--dimension", "8", "--repeats", "1"],
+    "growth": ["--what", "retrieval", "--doublings", "1", "--repeats", "1", "--plot", "PLOT"],
+}
+
+
+@pytest.mark.parametrize("command", SMALL)
+def test_a_command_writes_its_result_and_the_machine(command: str, tmp_path: Path) -> None:
+    options = [str(tmp_path / "plot.png") if one == "PLOT" else one for one in SMALL[command]]
+    done = CliRunner().invoke(bench_app, [*command.split(), *options, "--out", str(tmp_path / "deep" / "found.json")])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "deep" / "found.json").read_text())
+    assert found["machine"]["versions"]["torch"] and len(found) > 1
+    assert (tmp_path / "plot.png").exists() == ("PLOT" in SMALL[command])
+
+
+def test_without_a_file_the_result_is_printed_and_agrees() -> None:
+    done = CliRunner().invoke(bench_app, ["loss", *SMALL["loss"]])
+    assert done.exit_code == 0
+    assert all(row["gradient_error"] < 1e-4 for row in json.loads(done.output)["rows"])
+
+
+def test_every_benchmark_has_a_command() -> None:
+    done = CliRunner().invoke(bench_app, ["--help"])
+    for name in ("loss", "train", "curves", "embed", "growth", "retrieval", "retrieval-scale", "exactness", "search"):
+        assert f" {name} " in done.output
