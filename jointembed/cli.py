@@ -42,6 +42,14 @@ def main() -> None:
         if not error.shared or os.environ.get("RANK", "0") == "0":
             print(f"jointembed: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except (RuntimeError, MemoryError) as error:
+        from jointembed.training.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[-200:]
+        print(f"jointembed: out of memory ({reason}); lower the batch, in a recipe evaluation.batch", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()

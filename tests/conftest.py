@@ -13,6 +13,11 @@ torch.set_num_threads(1)  # small tensors, and a machine that may be shared
 network.block()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: at the end it would keep one process busy while the others have nothing left."""
+    items.sort(key=lambda item: "test_quickstart" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The local data; tests that need it skip, and say so, where it is unset."""

@@ -172,7 +172,11 @@ def test_a_corrected_evaluation_says_so_and_has_its_own_folder(tiny_recipe: Call
         assert found.record["protocol"] == ("full" if name == "none" else f"full, {name}")
         assert (found.record["correct"] or {"name": "none"})["name"] == name
     by_recipe = runs.evaluate_run(tmp_path / "run", "validation")
-    assert by_recipe.record["protocol"] == "full, csls" and by_recipe.record["correct"] == {"name": "csls", "k": 10}
+    assert by_recipe.record["protocol"] == "full, csls" and by_recipe.record["correct"] == {
+        "name": "csls",
+        "k": 10,
+        "bank": "test",
+    }
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["kind"] == "validation"][-1]
     assert last["rsum"] == pytest.approx(by_recipe.record["metrics"]["rsum"], abs=0.2)

@@ -91,6 +91,8 @@ def shrunken(path: Path, data: Path) -> Recipe:
     block = tiny_data(recipe, data)
     overrides += [f"data.{split}={block}" for split in ("train", "validation", "test")]
     for branch, one in recipe.branches.items():
+        if not pictures:
+            overrides.append(f"branches.{branch}.encoder={{name: {one.encoder['name']}}}")
         for key, value in small_encoder(one.encoder, pictures).items():
             overrides.append(f"branches.{branch}.encoder.{key}={'null' if value is None else value}")
         if pictures and "vit" in one.encoder.get("model", ""):

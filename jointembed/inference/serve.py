@@ -4,6 +4,7 @@ HTTP is uvicorn's and starlette's (the extra `serve`). `serve_app` is the page; 
 requests within limits.
 """
 
+import contextlib
 import importlib.util
 import ipaddress
 import logging
@@ -46,10 +47,9 @@ def serve(folder: Path | str, *, host: str = "127.0.0.1", port: int = 8000, top:
         if not ipaddress.ip_address(address).is_loopback:
             logger.warning("whoever reaches %s can search and see these pictures; there is no password", shown)
         print(f"http://{shown}:{port}/ searches {folder}; Ctrl-C ends it", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # raised again by the server, or not, after it has closed down
             run(app, listener, limits)
-        except KeyboardInterrupt:
-            print("ended")
+        print("ended")
 
 
 def listen(host: str, port: int) -> socket.socket:

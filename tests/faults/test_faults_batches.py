@@ -90,7 +90,7 @@ def assert_finite(run: Path) -> None:
 
 
 MEMORY = [  # a hidden layer whose activations are large beside its weights
-    "loader.batch=24", "training.epochs=1", "optimizer={name: sgd, lr: 1e-3, momentum: 0}",
+    "loader.batch=24", "evaluation.batch=2", "training.epochs=1", "optimizer={name: sgd, lr: 1e-3, momentum: 0}",
     "branches.image.expander={name: mlp, widths: [16, 16], norm: none}",
     "branches.text.expander={name: mlp, widths: [400000, 16], norm: layer}",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from jointembed.inference.places import emoji_place, open_place, parquet_place, 
 def test_a_file_is_its_path_and_the_emoji_are_in_the_package(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2), "red").save(tmp_path / "a.png")
     assert open_place(str(tmp_path / "a.png")).size == (3, 2)
-    assert open_place(emoji_place("test", "1f643.noto")).size == (64, 64)
+    assert open_place(emoji_place("test", "1f9b4.noto")).size == (64, 64)
 
 
 @pytest.mark.parametrize(
