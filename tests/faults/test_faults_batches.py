@@ -25,7 +25,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     started.close()
 
 
-@pytest.mark.fault(row=15, what="a batch of one: refused in one line by objectives and batch norms that cannot use it")
+@pytest.mark.fault(15, "a batch of one: refused in one line by objectives and batch norms that cannot use it")
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
@@ -39,7 +39,7 @@ def test_a_batch_of_one(trainings: Trainings, objective: str, message: str) -> N
     assert message in ended.line() and ended.line().endswith("; raise loader.batch")
 
 
-@pytest.mark.fault(row=15, what="fewer samples than a batch, so that an epoch has none: refused with both numbers")
+@pytest.mark.fault(15, "fewer samples than a batch, so that an epoch has none: refused with both numbers")
 def test_fewer_samples_than_a_batch(trainings: Trainings) -> None:
     ended = trainings.run("loader.batch=17")
     assert ended.codes == [1]
@@ -48,7 +48,7 @@ def test_fewer_samples_than_a_batch(trainings: Trainings) -> None:
     assert ended.codes == [0] and ended.saved() == [1]
 
 
-@pytest.mark.fault(row=15, what="constant embeddings (all pictures and captions equal): finite, and warned of")
+@pytest.mark.fault(15, "constant embeddings (all pictures and captions equal): finite, and warned of")
 @pytest.mark.parametrize("objective", ["vicreg", "barlow_twins", "clip", "vse", "siglip"])
 def test_constant_embeddings_stay_finite_and_are_warned_of(
     tiny_recipe: Callable, tiny_data: Path, tmp_path: Path, objective: str, caplog: pytest.LogCaptureFixture
@@ -65,7 +65,7 @@ def test_constant_embeddings_stay_finite_and_are_warned_of(
     assert state["best"] <= 100 * 6 * 10 / 12  # chance, not the 600 of ties that are counted as hits
 
 
-@pytest.mark.fault(row=15, what="all captions equal: finite values, retrieval no better than chance")
+@pytest.mark.fault(15, "all captions equal: finite values, retrieval no better than chance")
 def test_equal_captions(tiny_recipe: Callable, tiny_data: Path, tmp_path: Path) -> None:
     equal_captions(tiny_data)
     state = runs.train(tiny_recipe("training.epochs=1"), tmp_path / "run")
@@ -104,7 +104,7 @@ def last(ended: Ended) -> checkpoints.Checkpoint:
     return saved
 
 
-@pytest.mark.fault(row=16, what="out of memory in step 1 (RLIMIT_AS): smaller micro-batches, the same weights, logged")
+@pytest.mark.fault(16, "out of memory in step 1 (RLIMIT_AS): smaller micro-batches, the same weights, logged")
 def test_a_first_step_that_does_not_fit_is_taken_in_parts(trainings: Trainings) -> None:
     whole = last(trainings.run(*MEMORY, kind="captions"))
     ended = trainings.run(*MEMORY, kind="captions", fault=LIMIT)
@@ -117,7 +117,7 @@ def test_a_first_step_that_does_not_fit_is_taken_in_parts(trainings: Trainings) 
         assert torch.allclose(limited.model[name].double(), tensor.double(), rtol=1e-4, atol=1e-5), name
 
 
-@pytest.mark.fault(row=16, what="out of memory with batch norm in a branch: refused with the keys to set")
+@pytest.mark.fault(16, "out of memory with batch norm in a branch: refused with the keys to set")
 def test_batch_norm_has_the_micro_batch_asked_for(trainings: Trainings) -> None:
     ended = trainings.run(*MEMORY, "branches.text.expander.norm=batch", kind="captions", fault=LIMIT)
     assert ended.codes == [1] and ended.saved() == []
@@ -133,7 +133,7 @@ def test_only_allocators_run_out_of_memory() -> None:
     assert not is_out_of_memory(JointEmbedError("out of memory"))
 
 
-@pytest.mark.fault(row=21, what="one seed, twice with 0 workers and with 2: equal hashes of the weights")
+@pytest.mark.fault(21, "one seed, twice with 0 workers and with 2: equal hashes of the weights")
 def test_equal_seeds_give_equal_hashes(trainings: Trainings) -> None:
     hashes = []
     for options in (["loader.workers=0"], ["loader.workers=0"], ["loader.workers=2"], ["seed=1"]):

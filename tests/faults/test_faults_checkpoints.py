@@ -23,7 +23,7 @@ def trainings() -> Iterator[Trainings]:
         started.close()
 
 
-@pytest.mark.fault(row=2, what="disk full in a save (tmpfs): older checkpoints whole, resumed once there is room")
+@pytest.mark.fault(2, "disk full in a save (tmpfs): older checkpoints whole, resumed once there is room")
 def test_a_full_disk_leaves_the_old_checkpoints(trainings: Trainings) -> None:
     with small_disk(trainings.root / "disk", "12m") as disk:
         ended = trainings.run(out=disk / "run", fault={"kind": "save", "save": 3, "fill": str(disk / "filler")})
@@ -35,7 +35,7 @@ def test_a_full_disk_leaves_the_old_checkpoints(trainings: Trainings) -> None:
         assert resumed.codes == [0] and "at step 2" in resumed.run.said() and resumed.saved() == [7, 8]
 
 
-@pytest.mark.fault(row=2, what="a limit on the size of files (RLIMIT_FSIZE) reached in a save: older checkpoints whole")
+@pytest.mark.fault(2, "a limit on the size of files (RLIMIT_FSIZE) reached in a save: older checkpoints whole")
 def test_a_quota_leaves_the_old_checkpoints(trainings: Trainings) -> None:
     ended = trainings.run(fault={"kind": "save", "save": 3, "bytes": 100_000})
     assert ended.codes == [1] and ended.saved() == [1, 2]
@@ -43,14 +43,14 @@ def test_a_quota_leaves_the_old_checkpoints(trainings: Trainings) -> None:
 
 
 @pytest.mark.ddp
-@pytest.mark.fault(row=2, what="the same with two ranks: both end with exit 1, no hang")
+@pytest.mark.fault(2, "the same with two ranks: both end with exit 1, no hang")
 def test_a_quota_with_two_ranks(trainings: Trainings) -> None:
     ended = trainings.run(world=2, fault={"kind": "save", "save": 2, "bytes": 100_000})
     assert ended.codes == [1, 1] and ended.saved() == [1] and ended.seconds < 60
     assert "step-2: cannot be saved (File too large)" in ended.line(0)
 
 
-@pytest.mark.fault(row=2, what="a folder that becomes read-only before a save, or is so before the run")
+@pytest.mark.fault(2, "a folder that becomes read-only before a save, or is so before the run")
 def test_a_read_only_folder(trainings: Trainings) -> None:
     user = NOBODY if os.getuid() == 0 else 0
     ended = trainings.run(fault={"kind": "save", "save": 3, "mode": 0o555, "user": user})
@@ -62,7 +62,7 @@ def test_a_read_only_folder(trainings: Trainings) -> None:
     assert ended.codes == [1] and f"{place / 'run'}: cannot be written (Permission denied)" in ended.line()
 
 
-@pytest.mark.fault(row=6, what="a changed recipe or data set is refused on resume by what changed, unless told; "
+@pytest.mark.fault(6, "a changed recipe or data set is refused on resume by what changed, unless told; "
                    "the recipe in the folder stays")  # fmt: skip
 def test_changed_data_are_refused_unless_told(tiny_recipe: Callable, tiny_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

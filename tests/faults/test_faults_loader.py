@@ -17,7 +17,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     started.close()
 
 
-@pytest.mark.fault(row=9, what="a worker killed, exiting, raising, hanging (loader.timeout): exit 1, picture named")
+@pytest.mark.fault(9, "a worker killed, exiting, raising, hanging (loader.timeout): exit 1, picture named")
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -34,7 +34,7 @@ def test_a_worker_that_fails_names_its_picture(trainings: Trainings, how: str, m
     assert ended.line().startswith(f"jointembed: {PICTURE} (sample 3 of epoch 0): ") and message in ended.line()
 
 
-@pytest.mark.fault(row=9, what="a worker that exits with code 0 in the middle of an epoch is noticed too")
+@pytest.mark.fault(9, "a worker that exits with code 0 in the middle of an epoch is noticed too")
 def test_a_worker_that_leaves_without_a_word(trainings: Trainings) -> None:
     fault = {"kind": "reading", "how": "exit", "picture": PICTURE}
     ended = trainings.run("loader.workers=1", "loader.timeout=4", fault=fault, patience=120)
@@ -43,7 +43,7 @@ def test_a_worker_that_leaves_without_a_word(trainings: Trainings) -> None:
 
 
 @pytest.mark.ddp
-@pytest.mark.fault(row=9, what="a killed worker of one of two ranks: both end, the picture is named")
+@pytest.mark.fault(9, "a killed worker of one of two ranks: both end, the picture is named")
 def test_a_worker_of_one_rank(trainings: Trainings) -> None:
     fault = {"kind": "reading", "how": "kill", "picture": PICTURE, "rank": "all"}
     ended = trainings.run("loader.workers=1", world=2, fault=fault)

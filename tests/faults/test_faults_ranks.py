@@ -25,7 +25,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     started.close()
 
 
-@pytest.mark.fault(row=8, what="a rank killed, raising, exiting 0: the other names it and exits 1")
+@pytest.mark.fault(8, "a rank killed, raising, exiting 0: the other names it and exits 1")
 @pytest.mark.parametrize(("kind", "code", "rank"), [("kill", -9, 1), ("raise", 1, 1), ("exit", 0, 1), ("exit", 0, 0)])
 def test_a_rank_that_ends_ends_the_job(trainings: Trainings, kind: str, code: int, rank: int) -> None:
     fault = {"kind": {"kill": "signal"}.get(kind, kind), "step": 3, "rank": rank, "signal": signal.SIGKILL}
@@ -37,7 +37,7 @@ def test_a_rank_that_ends_ends_the_job(trainings: Trainings, kind: str, code: in
     assert ended.saved() == [1, 2]
 
 
-@pytest.mark.fault(row=8, what="a rank that hangs (SIGSTOP): the other ends after training.rank_timeout, by name")
+@pytest.mark.fault(8, "a rank that hangs (SIGSTOP): the other ends after training.rank_timeout, by name")
 def test_a_rank_that_hangs_is_waited_for_so_long(trainings: Trainings) -> None:
     fault = {"kind": "signal", "step": 3, "rank": 1, "signal": signal.SIGSTOP}
     ended = trainings.run("training.rank_timeout=6", world=2, fault=fault, after=2)
@@ -46,7 +46,7 @@ def test_a_rank_that_hangs_is_waited_for_so_long(trainings: Trainings) -> None:
     assert ended.saved() == [1, 2]
 
 
-@pytest.mark.fault(row=7, what="NaN in input, Inf in gradient or loss of one rank: both stop, samples named")
+@pytest.mark.fault(7, "NaN in input, Inf in gradient or loss of one rank: both stop, samples named")
 @pytest.mark.parametrize("kind", ["input", "gradient", "loss"])
 def test_a_value_that_is_not_a_number_on_one_rank_stops_both(trainings: Trainings, kind: str) -> None:
     fault: dict[str, Any] = {"kind": kind, "rank": 1, "step": 3, "steps": [3]}
@@ -59,7 +59,7 @@ def test_a_value_that_is_not_a_number_on_one_rank_stops_both(trainings: Training
     assert line.count(".jpg") == (1 if kind == "input" else 3)  # its part of the batch
 
 
-@pytest.mark.fault(row=7, what="training.skip_nonfinite: steps left out up to the limit, logged, nothing moved")
+@pytest.mark.fault(7, "training.skip_nonfinite: steps left out up to the limit, logged, nothing moved")
 def test_steps_are_left_out_up_to_a_limit(trainings: Trainings) -> None:
     fault: dict[str, Any] = {"kind": "input", "steps": [3, 5]}
     ended = trainings.run("training.skip_nonfinite=2", kind="captions", fault=fault)
@@ -87,8 +87,8 @@ def half(trainings: Trainings) -> Path:
     return ended.out
 
 
-@pytest.mark.fault(row=6, what="another number of ranks is refused on resume, with both numbers, unless told")
-@pytest.mark.fault(row=3, what="what a killed save left behind, two ranks: removed, no hang")
+@pytest.mark.fault(6, "another number of ranks is refused on resume, with both numbers, unless told")
+@pytest.mark.fault(3, "what a killed save left behind, two ranks: removed, no hang")
 def test_two_ranks_go_on_where_a_killed_save_left_a_part(trainings: Trainings, half: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(half, out)
@@ -102,7 +102,7 @@ def test_two_ranks_go_on_where_a_killed_save_left_a_part(trainings: Trainings, h
     assert not list((out / "checkpoints").glob(".*"))
 
 
-@pytest.mark.fault(row=3, what="a copied checkpoint folder with a file missing, two ranks: refused by name, no hang")
+@pytest.mark.fault(3, "a copied checkpoint folder with a file missing, two ranks: refused by name, no hang")
 def test_two_ranks_refuse_a_partial_copy_by_name(trainings: Trainings, half: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(half, out)

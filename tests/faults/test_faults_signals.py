@@ -40,7 +40,7 @@ def equal(one: checkpoints.Checkpoint, other: checkpoints.Checkpoint) -> bool:
     )
 
 
-@pytest.mark.fault(row=17, what="SIGTERM, Ctrl-C: checkpoint of the last step, exit 143 or 130, resumed to the bit")
+@pytest.mark.fault(17, "SIGTERM, Ctrl-C: checkpoint of the last step, exit 143 or 130, resumed to the bit")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_a_resume_gives_the_bits_of_an_uninterrupted_run(
     trainings: Trainings, whole: checkpoints.Checkpoint, number: signal.Signals
@@ -58,7 +58,7 @@ def test_a_signal_saves_and_a_resume_gives_the_bits_of_an_uninterrupted_run(
     assert equal(whole, checkpoints.read(ended.out / "checkpoints" / "step-8"))
 
 
-@pytest.mark.fault(row=17, what="a second Ctrl-C ends the process at once, exit 130")
+@pytest.mark.fault(17, "a second Ctrl-C ends the process at once, exit 130")
 def test_a_second_ctrl_c_ends_at_once(trainings: Trainings) -> None:
     running = trainings.start("loader.workers=2", fault=SLOW | {"seconds": 60})  # a step that takes a minute
     running.until(lambda: "parameters trained" in running.said(), "announced")
@@ -70,7 +70,7 @@ def test_a_second_ctrl_c_ends_at_once(trainings: Trainings) -> None:
     assert running.end(60).codes == [130] and time.monotonic() - begun < 30
 
 
-@pytest.mark.fault(row=17, what="SIGTERM to all processes of a run, loader workers too, as a batch system sends it")
+@pytest.mark.fault(17, "SIGTERM to all processes of a run, loader workers too, as a batch system sends it")
 def test_a_signal_to_loader_workers_too(trainings: Trainings) -> None:
     running = trainings.start("loader.workers=2", fault=SLOW)
     running.until(lambda: len(running.trained()) >= 2, "two steps")
@@ -84,7 +84,7 @@ def test_a_signal_to_loader_workers_too(trainings: Trainings) -> None:
 
 
 @pytest.mark.ddp
-@pytest.mark.fault(row=17, what="SIGTERM to one of two ranks: both stop after the same step, exit 143")
+@pytest.mark.fault(17, "SIGTERM to one of two ranks: both stop after the same step, exit 143")
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(trainings: Trainings) -> None:
     running = trainings.start(world=2, fault=SLOW)
     running.until(lambda: len(running.trained()) >= 2, "two steps")
@@ -97,7 +97,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(trainings: Training
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.fault(row=17, what="Ctrl-C to torchrun, two ranks and loader workers: checkpoint, resumable")
+@pytest.mark.fault(17, "Ctrl-C to torchrun, two ranks and loader workers: checkpoint, resumable")
 def test_ctrl_c_to_the_launcher(trainings: Trainings, tmp_path: Path) -> None:
     out = tmp_path / "run"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "jointembed"]
@@ -124,7 +124,7 @@ def test_ctrl_c_to_the_launcher(trainings: Trainings, tmp_path: Path) -> None:
     assert done.returncode == 0 and f"at step {step}" in done.stdout, done.stderr[-2000:]
 
 
-@pytest.mark.fault(row=18, what="a second run into a folder in use is refused, also with --resume and --overwrite; "
+@pytest.mark.fault(18, "a second run into a folder in use is refused, also with --resume and --overwrite; "
                    "a kill frees it")  # fmt: skip
 def test_a_second_run_into_one_folder_is_refused(trainings: Trainings) -> None:
     first = trainings.start(fault=SLOW | {"seconds": 60, "rank": 0})

@@ -63,7 +63,7 @@ def test_retention_keeps_the_newest_by_number(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.complete(tmp_path)] == ["step-9", "step-10"]
 
 
-@pytest.mark.fault(row=1, what="what a killed save left is passed over and removed")
+@pytest.mark.fault(1, "what a killed save left is passed over and removed")
 def test_leftovers_of_a_killed_save_are_passed_over_and_removed(tmp_path: Path) -> None:
     save(tmp_path, 3)
     leftover = tmp_path / ".step-4.part"
@@ -78,7 +78,7 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoints.newest(tmp_path) is None
 
 
-@pytest.mark.fault(row=4, what="each file missing, truncated, or with one byte flipped: refused by name")
+@pytest.mark.fault(4, "each file missing, truncated, or with one byte flipped: refused by name")
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"])
 @pytest.mark.parametrize("fault", ["missing", "truncated", "flipped"])
 def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str, fault: str) -> None:
@@ -96,7 +96,7 @@ def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str, fault: str)
         checkpoints.newest(tmp_path)
 
 
-@pytest.mark.fault(row=4, what="a checkpoint of a newer version is refused")
+@pytest.mark.fault(4, "a checkpoint of a newer version is refused")
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 3)
     manifest = tmp_path / "step-3" / "manifest.json"
@@ -105,7 +105,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         checkpoints.newest(tmp_path)
 
 
-@pytest.mark.fault(row=4, what="renamed keys are refused by name")
+@pytest.mark.fault(4, "renamed keys are refused by name")
 def test_renamed_keys_are_named(tmp_path: Path) -> None:
     model, optimizer = save(tmp_path, 3)
     folder = tmp_path / "step-3"
@@ -157,7 +157,7 @@ def test_deleting_takes_the_name_first(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-3"]
 
 
-@pytest.mark.fault(row=1, what="the only checkpoint survives a kill while it is replaced")
+@pytest.mark.fault(1, "the only checkpoint survives a kill while it is replaced")
 def test_the_only_checkpoint_survives_a_kill_while_it_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +191,7 @@ def altered(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]],
     return checkpoints.read(folder)
 
 
-@pytest.mark.fault(row=4, what="each random state missing: refused by name")
+@pytest.mark.fault(4, "each random state missing: refused by name")
 @pytest.mark.parametrize("kind", ["torch", "python", "python_gauss", "numpy", "numpy_gauss"])
 def test_a_missing_random_state_is_named(tmp_path: Path, kind: str) -> None:
     model, optimizer = save(tmp_path, 3)
@@ -200,7 +200,7 @@ def test_a_missing_random_state_is_named(tmp_path: Path, kind: str) -> None:
         checkpoints.restore(saved, model, optimizer)
 
 
-@pytest.mark.fault(row=4, what="an optimizer state with keys missing, renamed or of other shapes: refused by name")
+@pytest.mark.fault(4, "an optimizer state with keys missing, renamed or of other shapes: refused by name")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

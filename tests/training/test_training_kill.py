@@ -115,7 +115,7 @@ def cases() -> Iterator[Any]:
             yield case(("pictures", "captions")[number % 2], 2 * (number // 2 % 2), world, point, 3 + number)
 
 
-@pytest.mark.fault(row=1, what="signal 9 at ten steps and five points of a save, 1 and 2 ranks: resumed to the bit")
+@pytest.mark.fault(1, "signal 9 at ten steps and five points of a save, 1 and 2 ranks: resumed to the bit")
 @pytest.mark.parametrize(("kind", "workers", "world", "point", "number"), [*cases()])
 def test_killed_and_resumed_gives_the_bits_of_an_uninterrupted_run(
     run: Run, whole: Callable, tmp_path: Path, kind: str, workers: int, world: int, point: str, number: int

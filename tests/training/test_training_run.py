@@ -115,7 +115,7 @@ def test_cached_and_uncached_training_agree(tiny_recipe: Make, tmp_path: Path) -
         assert torch.allclose(a[name].float(), b[name].float(), rtol=1e-3, atol=1e-5), name
 
 
-@pytest.mark.fault(row=6, what="a changed recipe is refused on resume, unless told")
+@pytest.mark.fault(6, "a changed recipe is refused on resume, unless told")
 def test_resume_refuses_a_changed_recipe_unless_told(tiny_recipe: Make, tmp_path: Path) -> None:
     runs.train(tiny_recipe(), tmp_path / "run")
     with pytest.raises(CheckpointError, match="recipe has changed"):
@@ -146,7 +146,7 @@ def test_init_from_takes_the_branches_over(tiny_recipe: Make, tmp_path: Path) ->
         runs.train(tiny_recipe(f"init_from={tmp_path / 'first'}", "branches.text.encoder.hidden=10"), tmp_path / "x")
 
 
-@pytest.mark.fault(row=7, what="a loss that overflows in a real run stops before the step, samples named")
+@pytest.mark.fault(7, "a loss that overflows in a real run stops before the step, samples named")
 def test_a_loss_that_is_not_a_number_stops_before_the_step(tiny_recipe: Make, tmp_path: Path) -> None:
     with pytest.raises(JointEmbedError, match=r"step \d+: .*nothing was updated.*\.jpg"):
         runs.train(tiny_recipe("optimizer.lr=1e30", "schedule={name: constant}"), tmp_path / "run")
