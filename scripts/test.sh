@@ -24,4 +24,4 @@ $bin/lint-imports
 site="$(mktemp -d)"
 trap 'rm -rf "$site"' EXIT
 NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --quiet --strict --site-dir "$site"  # a broken link is an error
-$bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" "$@"
+$bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" "$@"
