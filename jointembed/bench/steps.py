@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from jointembed.bench.loss import live_bytes
-from jointembed.bench.measure import Seconds, Stopwatch, timed
+from jointembed.bench.measure import Seconds, Stopwatch, compared, timed
 from jointembed.build import precision_of
 from jointembed.data.samples import Batch
 from jointembed.inference.embed import Precision
@@ -78,6 +78,14 @@ def step_by_step(
     train(core, in_turn, steps=steps, precision=precision, optimizer=optimizer)
     core.stage, core.watch = untimed, False
     return {name: own[1 : steps - 1] for name, own in times.items()}, stages
+
+
+def step_table(times: Mapping[str, list[Seconds]], memory: Mapping[str, float], stages: Stages) -> dict[str, Any]:
+    """`sides`, the medians and ratios of `measure.compared` with `peak_mb`, and `stages` of our step."""
+    return {
+        "sides": {name: row | {"peak_mb": memory[name]} for name, row in compared(times).items()},
+        "stages": [{"stage": one, "milliseconds": ms, "percent": share} for one, ms, share in stages.table()],
+    }
 
 
 def peaks(

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
-from jointembed.bench.measure import compared
 from jointembed.bench.rivals import Loss, known_losses, plain_vicreg
-from jointembed.bench.steps import LR, WEIGHT_DECAY, Step, chosen_precision, peaks, step_by_step
+from jointembed.bench.steps import LR, WEIGHT_DECAY, Step, chosen_precision, peaks, step_by_step, step_table
 from jointembed.bench.train_text import bench_text
 from jointembed.bench.views import synthetic_jpegs
 from jointembed.branches.branch import Branch
@@ -104,9 +103,7 @@ def bench_image(
         values = _values(core, networks, losses, next(image_batches(folder, size, batch, 1)))
         times, stages = step_by_step(core, batches, sides, steps=steps, precision=chosen)
         memory = peaks(core, image_batches(folder, size, batch, 1), sides, chosen)
-    return {
-        "sides": {name: row | {"peak_mb": memory[name]} for name, row in compared(times).items()},
-        "stages": [{"stage": one, "milliseconds": ms, "percent": share} for one, ms, share in stages.table()],
+    return step_table(times, memory, stages) | {
         "values": values,
         "precision": chosen,
         "batch": batch,

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from jointembed.bench.measure import compared
 from jointembed.bench.rivals import known_losses, plain_vicreg
-from jointembed.bench.steps import LR, WEIGHT_DECAY, Step, chosen_precision, peaks, step_by_step
+from jointembed.bench.steps import LR, WEIGHT_DECAY, Step, chosen_precision, peaks, step_by_step, step_table
 from jointembed.branches.branch import Branch
 from jointembed.branches.text import GRU
 from jointembed.data.samples import Batch
@@ -66,9 +65,7 @@ def bench_text(
         core, text_batches(items, batch, steps), sides, steps=steps, precision=chosen, optimizer="adam"
     )
     memory = peaks(core, text_batches(items, batch, 1), sides, chosen)
-    return {
-        "sides": {name: row | {"peak_mb": memory[name]} for name, row in compared(times).items()},
-        "stages": [{"stage": one, "milliseconds": ms, "percent": share} for one, ms, share in stages.table()],
+    return step_table(times, memory, stages) | {
         "values": values,
         "precision": chosen,
         "batch": batch,

@@ -1,6 +1,6 @@
 """One objective for each member of a branch: an ensemble that trains in one run, without terms between its members."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from jointembed.errors import RecipeError
 from jointembed.layers import Embedding
 from jointembed.objectives.objective import Embed, EpochEmbeddings, Objective, ViewShape
+from jointembed.objectives.wrapped import Wrapped
 
 
-class PerMember(Objective):
+class PerMember(Wrapped):
     """The mean of an objective over equal parts of the embeddings, each with parts (queue, predictor) of its own.
 
     Without it the covariance term would decorrelate members from one another, three or four times as many dimensions
@@ -27,21 +28,24 @@ class PerMember(Objective):
 
     def __init__(self, make: Callable[[], Objective], count: int) -> None:
         """See the class."""
-        super().__init__()
-        self.objectives = nn.ModuleList([make() for _ in range(count)])
-        first = self._each()[0]
-        self.needs, self.couples_samples = first.needs, first.couples_samples
-        self.constant_lr = tuple(f"objectives.{number}.{path}" for number in range(count) for path in first.constant_lr)
+        super().__init__(make())
+        self.others = nn.ModuleList([make() for _ in range(count - 1)])
+        self.couples_samples = self.objective.couples_samples
+        self.constant_lr += tuple(
+            f"others.{number}.{path}" for number in range(count - 1) for path in self.objective.constant_lr
+        )
         if {"maps", "target_maps"} & self.needs:
             raise RecipeError("branches.members: this objective reads feature maps, and members give none; set it to 1")
 
-    def _each(self) -> list[Objective]:
-        return cast(list[Objective], list(self.objectives))
+    @property
+    def objectives(self) -> list[Objective]:
+        """Those of all members; the first answers for what all have in common."""
+        return [self.objective, *cast(list[Objective], list(self.others))]
 
     def _parts(self, views: Mapping[str, Embedding]) -> list[dict[str, Embedding]]:
         count = len(self.objectives)
-        halves = {view: (one.h.chunk(count, -1), one.z.chunk(count, -1)) for view, one in views.items()}
-        return [{view: Embedding(h[k], z[k]) for view, (h, z) in halves.items()} for k in range(count)]
+        parts = {view: (one.h.chunk(count, -1), one.z.chunk(count, -1)) for view, one in views.items()}
+        return [{view: Embedding(h[k], z[k]) for view, (h, z) in parts.items()} for k in range(count)]
 
     def forward(
         self,
@@ -55,41 +59,21 @@ class PerMember(Objective):
         targets = [None] * len(self.objectives) if target is None else self._parts(target)
         terms = [
             objective(views, other, index=index, item=item, label=label)
-            for objective, views, other in zip(self._each(), self._parts(online), targets, strict=True)
+            for objective, views, other in zip(self.objectives, self._parts(online), targets, strict=True)
         ]
         return {name: torch.stack([one[name] for one in terms]).mean(0) for name in terms[0]}
-
-    def check_views(self, views: Iterable[str]) -> None:
-        """What the objective checks."""
-        self._each()[0].check_views(views)
-
-    def check_branches(self, views: Mapping[str, str]) -> None:
-        """What the objective checks."""
-        self._each()[0].check_branches(views)
 
     def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
         """Attach each objective to the widths of one member."""
         count = len(self.objectives)
         shapes = {view: ViewShape(one.branch, one.h // count, one.z // count) for view, one in views.items()}
-        for objective in self._each():
+        for objective in self.objectives:
             objective.attach(shapes, samples)
-
-    def online_views(self, views: Iterable[str]) -> list[str]:
-        """Those of the objective."""
-        return self._each()[0].online_views(views)
-
-    def target_views(self, views: Iterable[str]) -> list[str]:
-        """Those of the objective."""
-        return self._each()[0].target_views(views)
-
-    def momentum(self, progress: float) -> float:
-        """That of the objective."""
-        return self._each()[0].momentum(progress)
 
     def start_epoch(self, epoch: int, embed: Embed) -> None:
         """Pass the hook on; the training set is embedded once for each member that asks."""
         count = len(self.objectives)
-        for number, objective in enumerate(self._each()):
+        for number, objective in enumerate(self.objectives):
 
             def part(number: int = number) -> EpochEmbeddings:
                 rows = embed()
@@ -99,10 +83,10 @@ class PerMember(Objective):
 
     def before_step(self, batch: Mapping[str, Any]) -> None:
         """Pass the hook on."""
-        for objective in self._each():
+        for objective in self.objectives:
             objective.before_step(batch)
 
     def end_step(self, progress: float) -> None:
         """Pass the hook on."""
-        for objective in self._each():
+        for objective in self.objectives:
             objective.end_step(progress)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,6 @@ from jointembed.training import checkpoint as checkpoints
 from jointembed.training.memory import is_out_of_memory
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
-    started = Trainings(tmp_path_factory.mktemp("batches"))
-    yield started
-    started.close()
 
 
 @pytest.mark.fault(15, "a batch of one: refused in one line by objectives and batch norms that cannot use it")

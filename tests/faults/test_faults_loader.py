@@ -1,6 +1,5 @@
 """A loader worker that is killed, exits, raises or hangs: the message names the picture it was at."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,13 +7,6 @@ from fault_runs import Trainings
 
 pytestmark = pytest.mark.timeout(600)
 PICTURE = "train/dark/3.png"
-
-
-@pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
-    started = Trainings(tmp_path_factory.mktemp("loader"))
-    yield started
-    started.close()
 
 
 @pytest.mark.fault(9, "a worker killed, exiting, raising, hanging (loader.timeout): exit 1, picture named")

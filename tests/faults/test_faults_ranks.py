@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from jointembed.training import checkpoint as checkpoints
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.ddp]
 BOUND = 60  # seconds from the end of a rank to that of the job; on a quiet machine it is less than one
-
-
-@pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
-    started = Trainings(tmp_path_factory.mktemp("ranks"))
-    yield started
-    started.close()
 
 
 @pytest.mark.fault(8, "a rank killed, raising, exiting 0: the other names it and exits 1")

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from jointembed.training import checkpoint as checkpoints
 
 pytestmark = pytest.mark.timeout(600)
 SLOW = {"kind": "slow", "seconds": 0.3, "rank": "all"}
-
-
-@pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
-    started = Trainings(tmp_path_factory.mktemp("signals"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")
