@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from jointembed.data.loader_workers import Board, Reporting, guarded
+from jointembed.data.loader_workers import Board, Reporting, already_a_batch, guarded
 from jointembed.data.order import Order, epoch_order
 from jointembed.data.samples import Batch, Key
 from jointembed.errors import DataError
@@ -119,7 +119,7 @@ class Loader:
             Reporting(self.samples, self._name),  # type: ignore[arg-type]  # a Dataset in all but name
             batch_sampler=self.plan,
             num_workers=self.workers,
-            collate_fn=_already_a_batch,
+            collate_fn=already_a_batch,
             generator=torch.Generator().manual_seed(self.plan.seed),
             persistent_workers=False,
             pin_memory=self.pin_memory,
@@ -128,10 +128,6 @@ class Loader:
 
     def _name(self, key: Key) -> str:
         return self.samples.describe([key])[0]
-
-
-def _already_a_batch(batch: Any) -> Any:
-    return batch
 
 
 def batch_rows(batch: Batch) -> int:

@@ -12,19 +12,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from jointembed.errors import DataError, JointEmbedError
 
 Key = tuple[int, int]  # epoch, index
 NOTHING = -1.0
+EVALUATION = -2  # the epoch of a sample that is read outside training
 
 _boards: "list[Board]" = []  # of the loaders of this process that are being read
 _place: Callable[[Key], None] | None = None  # in a worker: writes on its board
@@ -48,12 +50,15 @@ class Board:
         workers: how many.
         name: key -> what messages call a sample.
         timeout: seconds a batch may take; 0 is no limit.
+        limit: what messages call the timeout.
     """
 
-    def __init__(self, workers: int, name: Callable[[Key], str], timeout: float) -> None:
+    def __init__(
+        self, workers: int, name: Callable[[Key], str], timeout: float, *, limit: str = "loader.timeout"
+    ) -> None:
         """See the class."""
         self.cells = RawArray("d", [NOTHING] * (4 * workers))
-        self.name, self.timeout, self.workers = name, timeout, workers
+        self.name, self.timeout, self.workers, self.limit = name, timeout, workers, limit
         self.processes: list[BaseProcess] = []
 
     def failure(self) -> DataError | None:
@@ -68,14 +73,14 @@ class Board:
         seconds = time.monotonic() - self.cells[4 * slot + 3]
         return DataError(
             f"{self._sample(int(self.cells[4 * slot]))}: a loader worker has read it for {seconds:.0f} s and its batch "
-            f"did not come within loader.timeout ({self.timeout:g} s)"
+            f"did not come within {self.limit} ({self.timeout:g} s)"
         )
 
     def _sample(self, process: int | None) -> str:
         for slot in range(self.workers):
             number, epoch, index, _ = self.cells[4 * slot : 4 * slot + 4]
             if number == process and index != NOTHING:
-                return f"{self.name((int(epoch), int(index)))} (sample {int(index)} of epoch {int(epoch)})"
+                return _called(self.name, (int(epoch), int(index)))
         return "between two samples"
 
     def end(self) -> None:
@@ -157,10 +162,67 @@ def guarded(loader: Callable[..., DataLoader], board: Board) -> Iterator[Any]:
             _boards.remove(board)
 
 
-def detached(worker: int) -> None:
-    """First call of a worker that has no board: the signals of a terminal or of a launcher's group do not reach it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setsid()
+def in_order(
+    samples: Sized,
+    *,
+    batch: int,
+    workers: int,
+    name: Callable[[int], str],
+    collate: Callable[[list[Any]], Any] = default_collate,
+    timeout: float = 600.0,
+) -> Iterator[Any]:
+    """Batches of a data set from its first sample to its last, outside training; workers fail by name as they do there.
+
+    The global random state is left alone. Whoever works on the batches is decorated with `worker_faults`.
+
+    Args:
+        samples: with `__len__` and `__getitem__`.
+        batch: samples at once.
+        workers: processes that read; 0 reads in this one.
+        name: position -> what messages call a sample.
+        collate: samples -> batch.
+        timeout: seconds that a batch may take the workers.
+
+    Raises:
+        DataError: a sample that cannot be read, or a worker that is gone or hangs, named.
+    """
+
+    def called(key: Key) -> str:
+        return name(key[1])
+
+    made = partial(
+        DataLoader,
+        Reporting(_Ordered(samples, collate), called),  # type: ignore[arg-type]  # a Dataset in all but name
+        batch_size=batch,
+        sampler=[(EVALUATION, position) for position in range(len(samples))],
+        num_workers=workers,
+        collate_fn=already_a_batch,
+        generator=torch.Generator(),
+    )
+    return guarded(made, Board(workers, called, timeout, limit="the time of a batch"))
+
+
+class _Ordered:
+    """A data set asked for batches of keys."""
+
+    def __init__(self, samples: Any, collate: Callable[[list[Any]], Any]) -> None:
+        self.samples, self.collate = samples, collate
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Any:
+        return self.collate([self.samples[position] for _, position in noticed(keys)])
+
+
+def already_a_batch(batch: Any) -> Any:
+    """A `collate_fn` for data sets that give batches."""
+    return batch
+
+
+def _called(name: Callable[[Key], str], key: Key) -> str:
+    epoch, index = key
+    return f"{name(key)} (sample {index}{'' if epoch == EVALUATION else f' of epoch {epoch}'})"
 
 
 class _Start:
@@ -218,7 +280,7 @@ class Reporting:
             return Failed(error)
         except Exception as error:
             key = keys[0] if _last is None else _last
-            return Failed(DataError(f"{self.name(key)} (sample {key[1]} of epoch {key[0]}): {_where(error)}"))
+            return Failed(DataError(f"{_called(self.name, key)}: {_where(error)}"))
         finally:
             if _place is not None:
                 _place((int(NOTHING), int(NOTHING)))

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from jointembed import distributed
+from jointembed.data.loader_workers import in_order, worker_faults
 from jointembed.data.order import Layout, layout_of, regrouped
 from jointembed.data.records import CaptionData, ImageData, Pictures
 from jointembed.data.subsets import PicturePart
@@ -76,6 +76,7 @@ def readable(data: D, limit: float, *, workers: int, folder: Path) -> D:
     )
 
 
+@worker_faults()
 def unreadable(pictures: Pictures, fingerprint: str, *, workers: int, folder: Path) -> dict[int, str]:
     """Number and reason of every picture that cannot be read, ascending; decoded only the first time.
 
@@ -85,12 +86,12 @@ def unreadable(pictures: Pictures, fingerprint: str, *, workers: int, folder: Pa
     path = folder / f"unreadable-{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}.json"
     if not distributed.broadcast_object(path.is_file()):
         own = range(distributed.rank(), len(pictures), distributed.world())
-        loader = DataLoader(
+        loader = in_order(
             _Reasons(pictures, own),
-            batch_size=_AT_ONCE,
-            num_workers=workers,
-            collate_fn=_joined,
-            generator=torch.Generator(),  # the global one must not know whether the pictures were looked at
+            batch=_AT_ONCE,
+            workers=workers,
+            name=lambda place: pictures.names[own[place]],
+            collate=_joined,
         )
         mine = {number: reason for part in loader for number, reason in part.items()}
         everyone = {number: reason for one in distributed.gather_objects(mine) for number, reason in one.items()}

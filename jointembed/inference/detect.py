@@ -12,17 +12,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from jointembed import __version__, distributed
 from jointembed.branches import ENCODERS
 from jointembed.branches.detector import DETECTORS, Detector
 from jointembed.data.detection_samples import pixels, scaled_size
 from jointembed.data.loader import to_device
-from jointembed.data.loader_workers import detached
+from jointembed.data.loader_workers import in_order, worker_faults
 from jointembed.data.masks import encode_masks
 from jointembed.errors import WeightsError
-from jointembed.inference.embed import Openable, Precision
+from jointembed.inference.embed import Openable, Precision, picture_name
 from jointembed.model import autocast
 from jointembed.tensor_files import save_tensors
 
@@ -48,6 +48,7 @@ class Detections:
         return np.concatenate([self.xywh[:, :2], self.xywh[:, :2] + self.xywh[:, 2:]], axis=1)
 
 
+@worker_faults()
 def detect(
     detector: Detector,
     pictures: Openable,
@@ -75,7 +76,7 @@ def detect(
     rank, world = distributed.rank(), distributed.world()
     own = list(range(rank, len(pictures), world))
     scaled = _Scaled(pictures, own, size, max_size)
-    batches = DataLoader(scaled, batch_size=batch, num_workers=workers, collate_fn=list, worker_init_fn=detached)
+    batches = in_order(scaled, batch=batch, workers=workers, name=picture_name(pictures, own), collate=list)
     was_training = detector.training
     detector.eval()
     found: list[Detections] = []

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from jointembed import distributed
 from jointembed.data.loader import to_device
-from jointembed.data.loader_workers import detached
+from jointembed.data.loader_workers import in_order, worker_faults
 from jointembed.data.records import CaptionData
 from jointembed.data.samples import PictureView
 from jointembed.errors import WeightsError
@@ -122,6 +122,7 @@ def embed_pictures(
     """
     keys = {name: name if name in view.views else view.views[0] for name in views}
 
+    @worker_faults()
     @torch.inference_mode()
     def rows_of(numbers: list[int]) -> Tensor:
         rows = []
@@ -141,6 +142,7 @@ def embed_epoch(
     branch = model.branch(next(iter(model.views)))
     numbers = list(range(distributed.rank(), len(pictures), distributed.world()))
 
+    @worker_faults()
     @torch.inference_mode()
     def parts() -> tuple[Tensor, Tensor]:
         found = []
@@ -185,16 +187,18 @@ class _Decoded(Dataset[dict[str, Tensor]]):
 def picture_batches(
     view: PictureView, pictures: Openable, numbers: Sequence[int], *, batch: int, workers: int
 ) -> Iterable[dict[str, Tensor]]:
-    """The views of these pictures in batches (N, ...), decoded by worker processes."""
-    return DataLoader(
-        _Decoded(view, pictures, numbers),
-        batch_size=batch,
-        num_workers=workers,
-        generator=torch.Generator(),
-        worker_init_fn=detached,
-    )
+    """The views of these pictures in batches (N, ...), decoded by worker processes; see `in_order`."""
+    decoded = _Decoded(view, pictures, numbers)
+    return in_order(decoded, batch=batch, workers=workers, name=picture_name(pictures, numbers))
 
 
+def picture_name(pictures: Openable, numbers: Sequence[int]) -> Callable[[int], str]:
+    """Position in `numbers` -> what messages call that picture."""
+    names = getattr(pictures, "names", None)
+    return lambda position: f"picture {numbers[position]}" if names is None else str(names[numbers[position]])
+
+
+@worker_faults()
 def _rows(model: JointEmbedding, key: str, batches: Iterable[Any], precision: Precision) -> Tensor:
     with torch.inference_mode(), autocast(model.device, precision):
         rows = [model.vectors(key, to_device(part, model.device)).cpu() for part in batches]

@@ -10,15 +10,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from jointembed import distributed
 from jointembed.data.loader import to_device
+from jointembed.data.loader_workers import in_order, worker_faults
 from jointembed.data.records import CaptionData
 from jointembed.data.samples import PictureView, draw_view, sample_seed
 from jointembed.data.tokens import pad
 from jointembed.errors import WeightsError
-from jointembed.inference.embed import Openable, in_evaluation_mode, picture_batches, shared_out
+from jointembed.inference.embed import Openable, in_evaluation_mode, picture_batches, picture_name, shared_out
 from jointembed.model import JointEmbedding
 from jointembed.tensor_files import save_tensors
 
@@ -72,6 +73,7 @@ def frozen_image_rows(
     """A `compute` for `cached_rows`: the image branch's representation of every picture, (I, R) float32."""
     branch = model.branch("image")
 
+    @worker_faults()
     @torch.inference_mode()
     def rows_of(numbers: list[int]) -> Tensor:
         batches = picture_batches(view, data.pictures, numbers, batch=batch, workers=workers)
@@ -120,13 +122,14 @@ def drawn_image_rows(
     """
     branch = model.branch("image")
 
+    @worker_faults()
     @torch.inference_mode()
     def rows_of(numbers: list[int]) -> Tensor:
-        drawn = DataLoader(
+        drawn = in_order(
             _Drawn(view, data.pictures, numbers, views, seed),
-            batch_size=max(1, batch // views),
-            num_workers=workers,
-            generator=torch.Generator(),
+            batch=max(1, batch // views),
+            workers=workers,
+            name=picture_name(data.pictures, numbers),
         )
         rows = [
             branch.encoder(part.flatten(0, 1).to(model.device)).float().cpu().unflatten(0, part.shape[:2])

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from jointembed.data.loader import to_device
+from jointembed.data.loader_workers import in_order, worker_faults
 from jointembed.data.samples import PictureView
 from jointembed.errors import DataError, EmbeddingsError, WeightsError
 from jointembed.inference.embed import Precision
@@ -257,6 +258,7 @@ class EmbedWorker:
         )
         return good, torch.as_tensor(rows), texts
 
+    @worker_faults()
     def _pictures(
         self, records: Records, numbers: range, skip: Callable[[int, str], None]
     ) -> tuple[list[int], Tensor, list[str]]:
@@ -265,12 +267,12 @@ class EmbedWorker:
         key = self.view if self.view in pipeline.views else pipeline.views[0]
         good: list[int] = []
         rows = [torch.zeros(0, self.model.width(self.view))]
-        loader = DataLoader(
+        loader = in_order(
             _Decoded(pipeline, key, records, numbers),
-            batch_size=self.settings.batch,
-            num_workers=self.settings.workers,
-            collate_fn=_collated,
-            generator=torch.Generator(),
+            batch=self.settings.batch,
+            workers=self.settings.workers,
+            name=lambda position: str(records.ids[numbers[position]]),
+            collate=_collated,
         )
         self.model.eval()
         with torch.inference_mode(), autocast(self.model.device, self.settings.precision):

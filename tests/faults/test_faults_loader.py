@@ -1,9 +1,13 @@
 """A loader worker that is killed, exits, raises or hangs: the message names the picture it was at."""
 
+import time
 from typing import Any
 
 import pytest
 from fault_runs import Trainings
+
+from jointembed.data.loader_workers import in_order
+from jointembed.errors import DataError
 
 pytestmark = pytest.mark.timeout(600)
 PICTURE = "train/dark/3.png"
@@ -43,3 +47,42 @@ def test_a_worker_of_one_rank(trainings: Trainings) -> None:
     lines = [ended.line(rank) for rank in (0, 1)]
     assert sum(PICTURE in line for line in lines) == 1
     assert sum("has ended, or did not answer" in line for line in lines) == 1
+
+
+@pytest.mark.fault(9, "a worker of a validation killed, exiting, raising: exit 1, picture named; the checkpoint loads")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("kill", "was killed by SIGKILL"),
+        ("exit", "exited with code 3"),
+        ("raise", "IndexError: list index out of range"),
+    ],
+)
+def test_a_worker_of_a_validation_names_its_picture(trainings: Trainings, how: str, message: str) -> None:
+    picture = "test/dark/1.png"
+    fault: dict[str, Any] = {"kind": "reading", "how": how, "picture": picture, "code": 3}
+    ended = trainings.run("loader.workers=2", fault=fault, patience=120)
+    assert ended.codes == [1] and ended.saved()
+    assert ended.line().startswith(f"jointembed: {picture} (sample 1): ") and message in ended.line()
+
+
+class Sleepy:
+    """Its third sample does not come."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, position: int) -> int:
+        time.sleep(600 if position == 2 else 0)
+        return position
+
+
+@pytest.mark.fault(9, "a worker that hangs outside training: DataError within the limit, sample named")
+def test_a_worker_that_hangs_outside_training() -> None:
+    names = "abcd"
+    batches = in_order(Sleepy(), batch=2, workers=1, name=lambda position: names[position], timeout=2)
+    assert next(batches).tolist() == [0, 1]
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"^c \(sample 2\): a loader worker has read it for \d s .* \(2 s\)$"):
+        next(batches)
+    assert time.monotonic() - began < 30
