@@ -96,7 +96,7 @@ def test_random_views_of_a_frozen_encoder_are_kept_and_drawn_anew_each_epoch(
     again = FrozenRows(recipe, model).of_training(train, fixed)
     assert again is not None and torch.equal(again, drawn)
     other = FrozenRows(tiny_recipe(*DRAWN, "seed=1"), model)
-    with pytest.raises(TypeError):
+    with pytest.raises(DataError, match="TypeError"):
         other.of_training(train, fixed)  # another seed is another key
 
 

@@ -259,9 +259,13 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> T
 
 def _range_over_ranks(values: Tensor) -> tuple[float, float]:
     """Highest and lowest value of all ranks; a rank may have none."""
-    own = torch.stack([values.amax(), -values.amin()]) if len(values) else values.new_full((2,), -math.inf)
-    highest, lowest = gather_without_grad(own[None], [1] * world()).amax(0).tolist()
-    return highest, -lowest
+    if len(values):
+        lowest, highest = torch.aminmax(values)
+        own = torch.stack([highest, -lowest])
+    else:
+        own = values.new_full((2,), -math.inf)
+    above, below = (own if world() == 1 else gather_without_grad(own[None], [1] * world()).amax(0)).tolist()
+    return above, -below
 
 
 def _log_sum_over_ranks(logs: Tensor) -> Tensor:

@@ -49,15 +49,15 @@ def swav_loss(
     for view, z in rest:
         check_pair(a, z, (first, view))
     with full_precision(a):
-        prototypes = wide(prototypes)
-        scores = {view: functional.normalize(wide(z), dim=1) @ prototypes.T for view, z in views.items()}
-        logs = {view: functional.log_softmax(score / temperature, dim=1) for view, score in scores.items()}
+        scaled = wide(prototypes).T / temperature  # here, where it is fewer divisions than of the scores
+        scores = {view: functional.normalize(wide(z), dim=1) @ scaled for view, z in views.items()}
+        logs = {view: functional.log_softmax(score, dim=1) for view, score in scores.items()}
         parts = {}
         for view in assigned:
             rows = scores[view].detach()
             if queues:  # of which each row counts once
-                rows = torch.cat([rows, wide(queues[view][rank() :: world()]) @ prototypes.detach().T])
-            codes = sinkhorn(rows, epsilon=epsilon, iterations=iterations)[: len(scores[view])]
+                rows = torch.cat([rows, wide(queues[view][rank() :: world()]) @ scaled.detach()])
+            codes = sinkhorn(rows, epsilon=epsilon / temperature, iterations=iterations)[: len(scores[view])]
             others = [log for other, log in logs.items() if other != view]
             parts[view] = batch_mean(-(codes * sum(others[1:], others[0])).sum(1)) / len(others)
     loss = torch.stack(list(parts.values())).mean()
