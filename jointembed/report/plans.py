@@ -199,10 +199,6 @@ BRANCHES = {  # column -> recipe in recipes/flexibility and, as flexibility_...,
     "R50 + R101": ("r50_r101", "r18_r34", ("left", "right")),
     "R50 + ViT-S": ("r50_vit_s", "r18_vit_tiny", ("left", "right")),
 }
-_HUNDRED = {  # what a method's own recipe has else where it runs for 100 epochs: its authors' values for that length
-    "byol": ("optimizer.lr=7.2", "optimizer.weight_decay=1e-6", "objective.momentum=0.99"),
-    "vicreg": ("optimizer.lr=2.4",),
-}
 
 
 @dataclass(frozen=True)
@@ -256,8 +252,7 @@ def _flexibility(scale: Scale) -> list[Cell]:
                     Command("train", run, f"recipes/small/flexibility_{small}.yaml", overrides),
                 )
             elif row.method == "BYOL":
-                overrides = ("training.epochs=100", *_HUNDRED["byol"])
-                commands = _and_linear(Command("train", run, "recipes/imagenet/byol.yaml", overrides))
+                commands = _and_linear(Command("train", run, "recipes/ablation/byol.yaml"))
             else:
                 overrides = (*method.overrides(branches), *method.full)
                 commands = _and_linear(Command("train", run, f"recipes/flexibility/{full}.yaml", overrides))
@@ -307,8 +302,7 @@ def _ablation(scale: Scale) -> list[Cell]:
                 train = Command("train", run, f"recipes/small/cifar10_{method}.yaml", (*overrides, JUDGED))
                 found.append(Cell("ablation", row, column, (train,), seeds=3 if name in _THREE_SEEDS else 1))
             else:
-                overrides = ("training.epochs=100", *_HUNDRED.get(method, ()), *overrides)
-                train = Command("train", run, f"recipes/imagenet/{method}.yaml", overrides)
+                train = Command("train", run, f"recipes/ablation/{method}.yaml", overrides)
                 found.append(Cell("ablation", row, column, _and_linear(train)))
     return found
 
