@@ -142,7 +142,7 @@ def evaluate(
         _print_features(evaluate_task(run, task, change or [], resume=resume, overwrite=overwrite), run)
     elif run is not None:
         from jointembed.build import has_captions
-        from jointembed.runs import run_recipe
+        from jointembed.runs_evaluate import run_recipe
 
         if has_captions(run_recipe(run).data):
             _evaluate_run(run, split, protocol, against, correct)
@@ -160,7 +160,7 @@ def _evaluate_svm(run: Path, change: list[str]) -> None:
 
 
 def _evaluate_features(run: Path, split: str) -> None:
-    from jointembed.runs import evaluate_features
+    from jointembed.runs_evaluate import evaluate_features
 
     _print_features(evaluate_features(run, split), run)
 
@@ -183,7 +183,7 @@ def _evaluate_run(
     import torch
     from rich.console import Console
 
-    from jointembed import runs
+    from jointembed import runs_evaluate
     from jointembed.build_corrections import correction_of
     from jointembed.report.gallery import write_gallery
     from jointembed.report.html import write_report
@@ -191,7 +191,7 @@ def _evaluate_run(
     from jointembed.report.retrieval import print_retrieval, print_space
 
     console = Console()
-    result = runs.evaluate_run(run, split, protocol, correct=correction_of(correct))
+    result = runs_evaluate.evaluate_run(run, split, protocol, correct=correction_of(correct))
     write_gallery(
         result.folder,
         image=result.embeddings.image,
@@ -204,7 +204,7 @@ def _evaluate_run(
     console.print(print_retrieval(result.record))
     console.print(print_space(read_json(result.folder / "collapse.json")))
     if against is not None:
-        for line in runs.compare_runs(run, against, result.folder.name):
+        for line in runs_evaluate.compare_runs(run, against, result.folder.name):
             console.print(line, highlight=False, soft_wrap=True)
     console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
 
@@ -212,11 +212,11 @@ def _evaluate_run(
 def _evaluate_file(path: Path, protocol: str | None, truth: Path | None, correct: str | None) -> None:
     from rich.console import Console
 
-    from jointembed import runs
+    from jointembed import runs_evaluate
     from jointembed.build_corrections import correction_of
     from jointembed.report.retrieval import print_retrieval
 
-    record = runs.evaluate_file(path, protocol or "full", truth, correct=correction_of(correct))
+    record = runs_evaluate.evaluate_file(path, protocol or "full", truth, correct=correction_of(correct))
     Console().print(print_retrieval(record))
 
 

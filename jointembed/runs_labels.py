@@ -16,7 +16,8 @@ from jointembed.data.records import ImageData
 from jointembed.errors import RecipeError
 from jointembed.evaluation.linear_probe import PROTOCOLS, ProbeProtocol
 from jointembed.recipe import Recipe, nearest, recipe_from_tree, recipe_tree, set_key
-from jointembed.runs import run_recipe, train
+from jointembed.runs import train
+from jointembed.runs_evaluate import run_recipe
 from jointembed.training.folder import command
 
 

@@ -23,7 +23,7 @@ from jointembed.report.plots import (
     draw_spectrum,
     pairs_of_classes,
 )
-from jointembed.runs import run_model, run_recipe
+from jointembed.runs_evaluate import run_model, run_recipe
 
 MOST = 1000  # pictures that are embedded for the plots
 

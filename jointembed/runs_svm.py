@@ -15,7 +15,7 @@ from jointembed.evaluation.svm import svm_map
 from jointembed.inference.embed import embed_pictures
 from jointembed.model import JointEmbedding
 from jointembed.recipe import Recipe
-from jointembed.runs import run_model, run_recipe
+from jointembed.runs_evaluate import run_model, run_recipe
 from jointembed.training.folder import command
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from test_image_runs import RECIPE, write_pictures
 
-from jointembed import build, runs
+from jointembed import build, runs, runs_evaluate
 from jointembed.errors import CheckpointError, EvaluationError, RecipeError
 from jointembed.evaluation.evaluators import Collapse, Features
 from jointembed.recipe import Recipe, load_recipe
@@ -61,7 +61,7 @@ def test_folders_and_data_that_do_not_fit_are_refused(
     with pytest.raises(CheckpointError, match="other: not empty"):
         measure_baselines(make(), tmp_path / "other")
     runs.train(make("training.epochs=0.5"), tmp_path / "run")
-    runs.evaluate_features(tmp_path / "run", "validation")
+    runs_evaluate.evaluate_features(tmp_path / "run", "validation")
     with pytest.raises(CheckpointError, match="a run folder"):
         measure_baselines(make(), tmp_path / "run")
     with pytest.raises(RecipeError, match="has captions"):
@@ -76,8 +76,8 @@ def test_folders_and_data_that_do_not_fit_are_refused(
 def test_a_run_records_the_numbers_of_its_embeddings_too(make: Make, tmp_path: Path) -> None:
     recipe = make()
     runs.train(recipe, tmp_path / "run")
-    found = runs.evaluate_features(tmp_path / "run", "validation")["metrics"]
-    model = runs.run_model(tmp_path / "run").eval()
+    found = runs_evaluate.evaluate_features(tmp_path / "run", "validation")["metrics"]
+    model = runs_evaluate.run_model(tmp_path / "run").eval()
     data = build.dataset(recipe, "validation")
     view = build.view_pipeline(recipe.data, evaluation=True)
     pictures = torch.stack([view(data.pictures.open(number))["image"] for number in range(len(data.pictures))])

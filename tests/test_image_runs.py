@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jointembed import build, distributed, runs
+from jointembed import build, distributed, runs, runs_evaluate
 from jointembed.branches import ENCODERS
 from jointembed.data.loader import slice_rows
 from jointembed.data.records import ImageData
@@ -76,7 +76,7 @@ def test_a_run_is_trained_judged_and_costed(make: Make, tmp_path: Path) -> None:
     recipe = make()
     assert recipe.evaluation.select == "knn3_top1" and recipe.evaluation.embedding == "h"
     state = runs.train(recipe, tmp_path / "run")
-    record = runs.evaluate_features(tmp_path / "run", "validation")
+    record = runs_evaluate.evaluate_features(tmp_path / "run", "validation")
     assert record["metrics"]["knn3_top1"] == pytest.approx(state["best"])
     assert record["metrics"]["knn3_top1"] > 50 and record["metrics"]["rankme"] > 1
     cost = json.loads((tmp_path / "run" / "cost.json").read_text())

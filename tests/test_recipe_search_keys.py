@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jointembed import build, runs
+from jointembed import build, runs, runs_evaluate
 from jointembed.build_corrections import correction_of
 from jointembed.build_frozen import FrozenRows
 from jointembed.data.records import CaptionData
@@ -47,7 +47,7 @@ def test_a_run_with_all_captions_of_a_picture_trains_and_is_evaluated(tiny_recip
         "objective.variance={image: 50, text: 12.5, text2: 12.5}",
     )  # fmt: skip
     runs.train(recipe, tmp_path / "run")
-    assert "rsum" in runs.evaluate_run(tmp_path / "run", "validation").record["metrics"]
+    assert "rsum" in runs_evaluate.evaluate_run(tmp_path / "run", "validation").record["metrics"]
     model = JointEmbedding.from_pretrained(tmp_path / "run")
     assert torch.equal(model.get_buffer("centre_text"), model.get_buffer("centre_text2"))
     assert model.get_buffer("centre_text2").any()
@@ -116,7 +116,7 @@ def test_kept_views_do_not_depend_on_workers(
 
 def test_a_run_on_kept_views_trains(tiny_recipe: Callable, tmp_path: Path) -> None:
     runs.train(tiny_recipe(*DRAWN), tmp_path / "run")
-    assert "rsum" in runs.evaluate_run(tmp_path / "run", "validation").record["metrics"]
+    assert "rsum" in runs_evaluate.evaluate_run(tmp_path / "run", "validation").record["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -167,11 +167,11 @@ def test_a_corrected_evaluation_says_so_and_has_its_own_folder(tiny_recipe: Call
     runs.train(tiny_recipe("training.epochs=0.5", "evaluation.correct=csls"), tmp_path / "run")
     for name in ("csls", "whiten", "inverted_softmax", "none"):
         given = "{name: inverted_softmax, temperature: 0.1}" if name == "inverted_softmax" else name
-        found = runs.evaluate_run(tmp_path / "run", "test", correct=correction_of(given))
+        found = runs_evaluate.evaluate_run(tmp_path / "run", "test", correct=correction_of(given))
         assert found.folder.name == ("test-full" if name == "none" else f"test-full-{name}")
         assert found.record["protocol"] == ("full" if name == "none" else f"full, {name}")
         assert (found.record["correct"] or {"name": "none"})["name"] == name
-    by_recipe = runs.evaluate_run(tmp_path / "run", "validation")
+    by_recipe = runs_evaluate.evaluate_run(tmp_path / "run", "validation")
     assert by_recipe.record["protocol"] == "full, csls" and by_recipe.record["correct"] == {
         "name": "csls",
         "k": 10,
@@ -185,7 +185,7 @@ def test_a_corrected_evaluation_says_so_and_has_its_own_folder(tiny_recipe: Call
 def test_a_file_of_embeddings_may_be_corrected(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     np.savez(tmp_path / "some.npz", image=rows, text=rows, image_of_text=np.arange(6))
-    record = runs.evaluate_file(tmp_path / "some.npz", "full", correct="csls")
+    record = runs_evaluate.evaluate_file(tmp_path / "some.npz", "full", correct="csls")
     assert record["protocol"] == "full, csls" and record["metrics"]["rsum"] == 600
 
 
@@ -215,7 +215,7 @@ def test_captions_of_a_frozen_text_encoder_go_through_it_once(
 
 def test_a_run_with_both_encoders_frozen_trains_and_is_evaluated(tiny_recipe: Callable, tmp_path: Path) -> None:
     runs.train(tiny_recipe("branches.text.train=none", "training.epochs=0.5"), tmp_path / "run")
-    found = runs.evaluate_run(tmp_path / "run", "validation", correct="whiten")
+    found = runs_evaluate.evaluate_run(tmp_path / "run", "validation", correct="whiten")
     assert found.record["protocol"] == "full, whiten"
 
 

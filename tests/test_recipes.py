@@ -8,7 +8,7 @@ import torch
 from test_image_runs import write_pictures
 from tiny_runs import write_captions
 
-from jointembed import build, runs
+from jointembed import build, runs, runs_evaluate
 from jointembed.data.tokens import words
 from jointembed.recipe import Recipe, load_recipe
 
@@ -132,9 +132,9 @@ def test_runs_two_steps_shrunken(path: Path, tmp_path: Path) -> None:
     state = runs.train(recipe, tmp_path / "run")
     assert state["step"] >= 1
     if build.has_captions(recipe.data):
-        assert 0 <= runs.evaluate_run(tmp_path / "run", "test").record["metrics"]["rsum"] <= 600
+        assert 0 <= runs_evaluate.evaluate_run(tmp_path / "run", "test").record["metrics"]["rsum"] <= 600
     else:
-        assert 0 <= runs.evaluate_features(tmp_path / "run", "test")["metrics"]["knn3_top1"] <= 100
+        assert 0 <= runs_evaluate.evaluate_features(tmp_path / "run", "test")["metrics"]["knn3_top1"] <= 100
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)

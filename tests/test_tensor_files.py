@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_detection import TINY_DETECTION
 
-from jointembed import runs
+from jointembed import runs, runs_evaluate
 from jointembed.evaluation.features import FeatureFile, write_features
 from jointembed.inference.detect import make_detector, save_detector
 from jointembed.inference.export import export_model
@@ -49,7 +49,7 @@ def test_all_that_is_written_follows_the_umask(tiny_recipe: Callable, tmp_path: 
     made.mkdir()
     data = tmp_path / "data" / "images"
     runs.train(tiny_recipe("training.save_every=1", "branches.image.encoder.model=squeezenet1_1"), made / "run")
-    runs.evaluate_run(made / "run", "test")
+    runs_evaluate.evaluate_run(made / "run", "test")
     embed_worker(made / "run", str(data), made / "embeddings", Settings(), shard_size=8).run(0, 1)
     build_index(made / "embeddings", made / "index")
     export_model(made / "run", made / "exported", branch="text")

@@ -17,7 +17,7 @@ SMOOTH = 0.1  # share of the curve that a smoothed value is the mean of
 def bench_curves(
     *, pictures: Path | None = None, steps: int = 100, batch: int = 64, size: int = 128, width: int = 2048
 ) -> dict[str, Any]:
-    """Train ResNet-18 with VICReg twice, by `fit`.
+    """Train ResNet-18 with VICReg and Adam twice, by `fit`.
 
     Args:
         pictures: folder of JPEGs; None makes some up.
@@ -37,7 +37,8 @@ def bench_curves(
         batches = list(image_batches(folder, size, batch, steps))
     losses = {
         precision: train(
-            copy.deepcopy(first), lambda start: iter(batches), steps=steps, precision=precision, log_every=1
+            copy.deepcopy(first), lambda start: iter(batches), steps=steps, precision=precision, optimizer="adam",
+            log_every=1,
         )
         for precision in dict.fromkeys(("fp32", chosen_precision("auto")))
     }  # fmt: skip

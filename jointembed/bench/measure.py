@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from jointembed import environment
-from jointembed.runs import command
+from jointembed.training.folder import command
 
 Turn = Callable[[], object]
 SHORTEST = 0.02  # seconds of a measurement: shorter calls are repeated inside it

@@ -64,17 +64,18 @@ class Skips:
         names = self._names(step, bool(found), batch)
         said = {text: None for _, one in told for text in one}  # the loss is that of all ranks: each once
         where = "; ".join(f"rank {rank}: {_some(one)}" for rank, one in enumerate(names) if one)
+        where = f" Samples of {where}." if where else ""
         message = f"step {step}: {_some(list(said), 3)}"
         if self.before is None or state.get("skipped", 0) >= self.limit:
             done = f" ({self.limit} steps were left out before)" if self.limit else ""
             raise NonFiniteError(
-                f"{message}; nothing was updated on any rank{done}. Samples of {where}. Lower the learning rate, set "
+                f"{message}; nothing was updated on any rank{done}.{where} Lower the learning rate, set "
                 "training.clip, allow training.skip_nonfinite steps, or check these samples"
             )
         self.before.restore()
         state["skipped"] = state.get("skipped", 0) + 1
         count = f"{state['skipped']} of {self.limit}"
-        log.skipped(step, f"{message}; left out ({count}). Samples of {where}", [name for one in names for name in one])
+        log.skipped(step, f"{message}; left out ({count}).{where}", [name for one in names for name in one])
 
     def _names(self, step: int, bad: bool, batch: Batch) -> list[list[str]]:
         """Of each rank the samples at fault; where no rank can tell, all samples of the ranks that found something."""

@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import TINY, write_captions
 
 import jointembed
-from jointembed import environment, runs
+from jointembed import environment, runs, runs_evaluate
 from jointembed.build import cache_folder
 from jointembed.errors import DataError
 from jointembed.model import JointEmbedding
@@ -132,7 +132,7 @@ def test_a_run_folder_that_is_moved(tiny_recipe: Callable[..., Recipe], tmp_path
     third = tmp_path / "third 🐕 plâce" / "run"
     third.parent.mkdir()
     second.rename(third)
-    assert runs.evaluate_run(third, "test").record["metrics"]["rsum"] > 0
+    assert runs_evaluate.evaluate_run(third, "test").record["metrics"]["rsum"] > 0
     assert JointEmbedding.from_pretrained(third).encode_text("a dog").ndim == 1
     assert not first.exists() and not second.exists()
 

@@ -1,0 +1,203 @@
+"""What is measured of a run after its training, and of files of embeddings."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jointembed.build import (
+    SPLITS,
+    caption_data,
+    check,
+    check_correction,
+    dataset,
+    precision_of,
+)
+from jointembed.build_corrections import make_correction
+from jointembed.build_frozen import FrozenRows
+from jointembed.data.records import CaptionData, ImageData
+from jointembed.errors import EvaluationError, RecipeError
+from jointembed.evaluation.collapse import diagnostics
+from jointembed.evaluation.files import ground_truth, load_ranks, read_embeddings, save_ranks
+from jointembed.evaluation.intervals import intervals, paired_difference
+from jointembed.evaluation.protocols import PROTOCOLS, Retrieval, judged
+from jointembed.evaluation.retrieval import retrieval_ranks, summarize
+from jointembed.inference.card import model_card
+from jointembed.inference.embed import (
+    RetrievalEmbeddings,
+    embed_captions,
+)
+from jointembed.model import JointEmbedding
+from jointembed.recipe import Block, Recipe, dump_recipe, load_recipe, nearest
+from jointembed.runs import fitted_correction, judge_features
+from jointembed.training.folder import command
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of a run left behind: its folder, its record (metrics.json), and what was embedded."""
+
+    folder: Path
+    record: dict[str, Any]
+    data: CaptionData
+    embeddings: RetrievalEmbeddings
+
+
+def run_recipe(run: Path) -> Recipe:
+    """The resolved recipe of a run folder. Raises RecipeError where there is none."""
+    if not (run / "recipe.yaml").is_file():
+        raise RecipeError(f"{run}: no recipe.yaml there; not a run folder")
+    return check(load_recipe(run / "recipe.yaml"))
+
+
+def run_model(run: Path) -> JointEmbedding:
+    """The model that a run published, on the accelerator if there is one."""
+    return JointEmbedding.from_pretrained(run / "model", device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluate_features(run: Path, split: str) -> dict[str, Any]:
+    """Judge the representations of a run without captions on one split; written to `RUN/evaluation/SPLIT-features`."""
+    recipe = run_recipe(run)
+    if split not in SPLITS:
+        raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
+    model = run_model(run)
+    train, test = dataset(recipe, "train"), dataset(recipe, split)
+    assert isinstance(train, ImageData) and isinstance(test, ImageData)  # check() saw to it
+    numbers = judge_features(recipe, model, train, test, precision_of(recipe, model.device))
+    record = {
+        "split": split,
+        "embedding": recipe.evaluation.embedding,
+        "data": test.name,
+        "fingerprint": test.fingerprint,
+        "metrics": numbers,
+        "n_images": len(test.pictures),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(),
+    }
+    folder = run / "evaluation" / f"{split}-features"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return record
+
+
+def evaluate_run(
+    run: Path, split: str, protocol: str | None = None, *, correct: str | Block | None = None
+) -> Evaluated:
+    """Embed one split with the run's model and measure retrieval; written to `RUN/evaluation/SPLIT-PROTOCOL`.
+
+    Args:
+        run: run folder.
+        split: train, validation or test.
+        protocol: that of the recipe if not given.
+        correct: a correction by name or block in place of the recipe's, or `none`. A corrected evaluation has a folder
+            of its own, and its protocol is called by both names wherever it is shown.
+
+    Raises:
+        RecipeError: a split or correction that is not there.
+    """
+    recipe = run_recipe(run)
+    correction = check_correction(recipe.evaluation.correct if correct is None else correct)
+    if split not in SPLITS:
+        raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
+    protocol = protocol or recipe.evaluation.protocol
+    model = run_model(run)
+    data = caption_data(recipe, split)
+    precision = precision_of(recipe, model.device)
+    frozen = FrozenRows(recipe, model)
+    embeddings = embed_captions(
+        model,
+        data,
+        batch=recipe.evaluation.batch,
+        precision=precision,
+        workers=recipe.loader.workers,
+        **frozen.rows(data),
+    )
+
+    def train() -> tuple[CaptionData, Mapping[str, Any]]:
+        known = caption_data(recipe, "train")
+        return known, frozen.rows(known)
+
+    found = PROTOCOLS[protocol](
+        embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids,
+        correct=fitted_correction(recipe, correction, model, train, precision),
+    )  # fmt: skip
+    name = "" if correction is None else str(correction["name"])
+    folder = run / "evaluation" / "-".join(filter(None, (split, protocol, name)))
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "split": split,
+        "protocol": ", ".join(filter(None, (protocol, name))),
+        "correct": correction,
+        "embedding": recipe.evaluation.embedding,
+        "centre": recipe.evaluation.centre,
+        "data": data.name,
+        "fingerprint": data.fingerprint,
+        **measured(found),
+    }
+    diagnosis = diagnostics({"image": embeddings.image, "text": embeddings.text}, positives=data.positives)
+    save_ranks(folder / "ranks.npz", found.ranks)
+    for name, content in (("metrics.json", record), ("collapse.json", diagnosis)):
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    card = model_card(recipe.name, recipe.description, dump_recipe(recipe), run)
+    (run / "model" / "README.md").write_text(card, encoding="utf-8")
+    return Evaluated(folder, record, data, embeddings)
+
+
+def measured(found: Retrieval) -> dict[str, Any]:
+    """Numbers, 95% intervals over pictures, and the chance level, with the command and the date."""
+    return {
+        "metrics": found.metrics,
+        "intervals": {name: list(pair) for name, pair in intervals(found.ranks).items()},
+        "chance": found.chance,
+        "n_images": int(found.metrics["n_images"]),
+        "n_texts": int(found.metrics["n_texts"]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(),
+    }
+
+
+def compare_runs(run: Path, other: Path, evaluation: str) -> list[str]:
+    """One line a number: run minus other on the same queries, with the paired 95% interval."""
+    paths = [one / "evaluation" / evaluation / "ranks.npz" for one in (run, other)]
+    for path in paths:
+        if not path.is_file():
+            raise EvaluationError(f"{path}: no such evaluation; run `jointembed evaluate {path.parents[2]}` first")
+    differences = paired_difference(*(load_ranks(path) for path in paths))
+    return [
+        f"{name}: {one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}] against {other}"
+        for name, one in differences.items()
+        if "R@" in name or name == "rsum"
+    ]
+
+
+def evaluate_file(
+    path: Path, protocol: str, truth: Path | None = None, *, correct: str | Block | None = None
+) -> dict[str, Any]:
+    """Measure embeddings made anywhere; `truth` judges them by a published ground truth of the COCO 5K test."""
+    file = read_embeddings(path)
+    correction = check_correction(correct)
+    if correction is not None and (truth is not None or file.image_of_text is None):
+        raise EvaluationError(f"{path}: a correction needs image_of_text in the file, and no other ground truth")
+    if truth is not None:
+        if file.image_ids is None or file.text_ids is None:
+            raise EvaluationError(f"{path}: a published ground truth needs image_ids and text_ids in the file")
+        found = judged(file.image, file.text, ground_truth(truth, file.image_ids, file.text_ids))
+        protocol = truth.name
+    elif file.image_of_text is not None:
+        if protocol not in PROTOCOLS:
+            raise RecipeError(f"--protocol: no {protocol!r}{nearest(protocol, PROTOCOLS)}")
+        found = PROTOCOLS[protocol](
+            file.image, file.text, np.arange(len(file.image)), file.image_of_text, correct=make_correction(correction)
+        )
+        protocol = protocol if correction is None else f"{protocol}, {correction['name']}"
+    else:
+        if protocol != "full":
+            raise RecipeError(f"--protocol: {protocol} needs image_of_text in the file; positives allow only 'full'")
+        ranks = retrieval_ranks(file.image, file.text, file.positives)
+        found = Retrieval(summarize(ranks), ranks)
+    return {"split": path.name, "protocol": protocol, "data": str(path), **measured(found)}
