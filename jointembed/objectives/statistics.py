@@ -38,7 +38,9 @@ class CentredBatch(NamedTuple):
 def full_precision(z: Tensor) -> AbstractContextManager[Any]:
     """Autocast off on the tensor's device, for statistics that need at least float32."""
     device = z.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()  # most of the cost of a context that would change nothing
+    return torch.autocast(device, enabled=False)
 
 
 def wide(z: Tensor) -> Tensor:
@@ -161,9 +163,10 @@ def covariance_term(z: Tensor, batch: CentredBatch | None = None) -> Tensor:
 
 def variance_and_covariance(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
     """`variance_term` and `covariance_term` of this rank's embeddings z (n, D), which are gathered once."""
-    z = wide(z)
-    batch = centre(z)
-    return variance_term(z, gamma, eps, batch), covariance_term(z, batch)
+    with full_precision(z):
+        z = wide(z)
+        batch = centre(z)
+        return _Variance.apply(z, batch, gamma, eps), _Covariance.apply(z, batch)
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:

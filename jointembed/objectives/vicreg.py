@@ -74,16 +74,22 @@ def _terms(
         raise ValueError(f"convention must be official or paper, found {convention!r}")
     invariance, (variance, covariance) = coefficients[0], (_of_views(value, list(views)) for value in coefficients[1:])
     official = convention == "official"
-    s = torch.stack([squared_distance(q, z) / (z.shape[1] if official else 1) for q, z in pairs]).mean()
-    loss, v, c, of_views = invariance * s, torch.zeros_like(s), torch.zeros_like(s), dict[str, Tensor]()
     v_share, c_share = (1 if official else 2) / len(views), 2 / len(views)
-    for view, z in views.items():
-        of_variance, of_covariance = variance_and_covariance(z, *hinge)
-        v, c = v + v_share * of_variance, c + c_share * of_covariance
-        loss = loss + v_share * variance[view] * of_variance + c_share * covariance[view] * of_covariance
-        of_views |= {f"variance/{view}": of_variance, f"covariance/{view}": of_covariance}
-    terms = {"invariance": s, "variance": v, "covariance": c} | of_views
-    return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+    distances = [(squared_distance(q, z), 1 / z.shape[1] if official else 1.0) for q, z in pairs]
+    spreads = [variance_and_covariance(z, *hinge) for z in views.values()]
+    terms = torch.stack([*(s for s, _ in distances), *(v for v, _ in spreads), *(c for _, c in spreads)])
+    shares = [share / len(distances) for _, share in distances]
+    weights = [invariance * share for share in shares]
+    weights += [v_share * variance[view] for view in views] + [c_share * covariance[view] for view in views]
+    of_pairs, of_variance, of_covariance = terms.detach().split([len(distances), len(views), len(views)])
+    return {
+        "loss": (terms * terms.new_tensor(weights)).sum(),  # not @, which autocast would round
+        "invariance": (of_pairs * of_pairs.new_tensor(shares)).sum(),
+        "variance": v_share * of_variance.sum(),
+        "covariance": c_share * of_covariance.sum(),
+        **{f"variance/{view}": v for view, v in zip(views, of_variance.unbind(), strict=True)},
+        **{f"covariance/{view}": c for view, c in zip(views, of_covariance.unbind(), strict=True)},
+    }
 
 
 class VICReg(Objective):
