@@ -189,7 +189,7 @@ def test_the_command_killed_from_outside_goes_on(model_path: Path, tmp_path: Pat
     command += ["--shard-size", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (out / "part-000001.json").exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         process.kill()
