@@ -423,6 +423,9 @@ def _branch(block: dict[str, Any], tokens: Tokens | None, *, pretrained: bool) -
     if members == 1:
         encoder = constructor(*given, **encoder_block)
         expander = _named(EXPANDERS, block["expander"], encoder.width)
+    elif block.get("train") == "none":  # copies of what is not trained would be one encoder several times
+        encoder = constructor(*given, **encoder_block)
+        expander = Members(lambda: _named(EXPANDERS, block["expander"], encoder.width), members, split=False)
     else:
         encoder = Members(lambda: constructor(*given, **encoder_block), members, split=False)
         expander = Members(lambda: _named(EXPANDERS, block["expander"], encoder.width // members), members, split=True)

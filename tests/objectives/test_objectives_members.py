@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from jointembed import build
+from jointembed.branches.members import Members
 from jointembed.errors import RecipeError
 from jointembed.layers import Embedding
+from jointembed.model import from_config
 from jointembed.objectives.members import PerMember
 from jointembed.objectives.moco import MoCo
 from jointembed.objectives.objective import EpochEmbeddings, Objective, ViewShape
@@ -69,3 +71,18 @@ def test_objectives_of_maps_are_refused() -> None:
 def test_members_must_be_equally_many() -> None:
     with pytest.raises(RecipeError, match="equally many members.*image 3, text 2"):
         build.check(load_recipe("recipes/quickstart.yaml", ["branches.image.members=3", "branches.text.members=2"]))
+
+
+def test_members_of_a_frozen_encoder_share_it() -> None:
+    expander = {"name": "mlp", "widths": [6]}
+    encoder = {"name": "torchvision", "model": "resnet18", "widen": 0.125, "small_input": True}
+    block = {"encoder": encoder, "expander": expander, "members": 3}
+    model = from_config({"branches": {"net": block | {"train": "none"}}, "views": {"view1": "net"}}, None)
+    branch = model.branch("view1")
+    assert branch.width == 64 and model.width("view1") == 18 and not isinstance(branch.encoder, Members)
+    h = torch.randn(4, 64)
+    assert isinstance(branch.expander, Members)
+    parts = [copy(h) for copy in branch.expander.copies]
+    assert torch.equal(branch.expander(h), torch.cat(parts, dim=1)) and not torch.equal(parts[0], parts[1])
+    trained = from_config({"branches": {"net": block}, "views": {"view1": "net"}}, None).branch("view1")
+    assert trained.width == 3 * 64 and isinstance(trained.encoder, Members)
