@@ -179,17 +179,14 @@ def in_order(
         samples: with `__len__` and `__getitem__`.
         batch: samples at once.
         workers: processes that read; 0 reads in this one.
-        name: position -> what messages call a sample.
+        name: position -> what messages call a sample; it pickles.
         collate: samples -> batch.
         timeout: seconds that a batch may take the workers.
 
     Raises:
         DataError: a sample that cannot be read, or a worker that is gone or hangs, named.
     """
-
-    def called(key: Key) -> str:
-        return name(key[1])
-
+    called = partial(_position_name, name)  # pickles, which a lambda does not: workers may be spawned
     made = partial(
         DataLoader,
         Reporting(_Ordered(samples, collate), called),  # type: ignore[arg-type]  # a Dataset in all but name
@@ -200,6 +197,10 @@ def in_order(
         generator=torch.Generator(),
     )
     return guarded(made, Board(workers, called, timeout, limit="the time of a batch"))
+
+
+def _position_name(name: Callable[[int], str], key: Key) -> str:
+    return name(key[1])
 
 
 class _Ordered:

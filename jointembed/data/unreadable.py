@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,7 +91,7 @@ def unreadable(pictures: Pictures, fingerprint: str, *, workers: int, folder: Pa
             _Reasons(pictures, own),
             batch=_AT_ONCE,
             workers=workers,
-            name=lambda place: pictures.names[own[place]],
+            name=partial(_name_of, pictures, own),
             collate=_joined,
         )
         mine = {number: reason for part in loader for number, reason in part.items()}
@@ -115,6 +116,10 @@ def write_skipped(path: Path, skipped: tuple[tuple[str, str], ...]) -> None:
     """Write `skipped.jsonl`: a line a picture that was left out, with its name and the reason."""
     lines = [json.dumps({"picture": name, "reason": reason}) + "\n" for name, reason in skipped]
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def _name_of(pictures: Pictures, own: range, place: int) -> str:
+    return pictures.names[own[place]]
 
 
 class _Reasons(Dataset[dict[int, str]]):

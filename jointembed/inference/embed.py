@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -194,8 +195,12 @@ def picture_batches(
 
 def picture_name(pictures: Openable, numbers: Sequence[int]) -> Callable[[int], str]:
     """Position in `numbers` -> what messages call that picture."""
+    return partial(_picture_name, pictures, numbers)
+
+
+def _picture_name(pictures: Openable, numbers: Sequence[int], position: int) -> str:
     names = getattr(pictures, "names", None)
-    return lambda position: f"picture {numbers[position]}" if names is None else str(names[numbers[position]])
+    return f"picture {numbers[position]}" if names is None else str(names[numbers[position]])
 
 
 @worker_faults()

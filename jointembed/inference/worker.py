@@ -16,7 +16,7 @@ each other: each of W takes every W-th shard.
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -271,7 +271,7 @@ class EmbedWorker:
             _Decoded(pipeline, key, records, numbers),
             batch=self.settings.batch,
             workers=self.settings.workers,
-            name=lambda position: str(records.ids[numbers[position]]),
+            name=partial(_id_of, records.ids, numbers),
             collate=_collated,
         )
         self.model.eval()
@@ -300,6 +300,10 @@ class _Decoded(Dataset[tuple[int, Tensor | str]]):
             return number, self.pipeline(self.records.read(number))[self.key]
         except DataError as error:
             return number, str(error)
+
+
+def _id_of(ids: Sequence[str], numbers: range, position: int) -> str:
+    return ids[numbers[position]]
 
 
 def _collated(batch: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:

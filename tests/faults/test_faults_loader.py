@@ -1,13 +1,21 @@
 """A loader worker that is killed, exits, raises or hangs: the message names the picture it was at."""
 
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_runs import Trainings
+from test_image_runs import write_pictures
+from torch.utils.data import DataLoader
 
+from jointembed.data import loader_workers
+from jointembed.data.folder import image_folder
 from jointembed.data.loader_workers import in_order
+from jointembed.data.views import VIEWS
 from jointembed.errors import DataError
+from jointembed.inference.embed import picture_batches
 
 pytestmark = pytest.mark.timeout(600)
 PICTURE = "train/dark/3.png"
@@ -86,3 +94,16 @@ def test_a_worker_that_hangs_outside_training() -> None:
     with pytest.raises(DataError, match=r"^c \(sample 2\): a loader worker has read it for \d s .* \(2 s\)$"):
         next(batches)
     assert time.monotonic() - began < 30
+
+
+def test_spawned_workers_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows spawn workers: what they are given has to pickle."""
+    monkeypatch.setattr(loader_workers, "DataLoader", partial(DataLoader, multiprocessing_context="spawn"))
+    write_pictures(tmp_path)
+    pictures = image_folder(path=str(tmp_path), split="test").pictures
+    view = VIEWS["resize"](size=8)
+    parts = list(picture_batches(view, pictures, [0, 1, 5], batch=2, workers=1))
+    assert [part["image"].shape for part in parts] == [(2, 3, 8, 8), (1, 3, 8, 8)]
+    (tmp_path / "test" / "dark" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"test/dark/1.png"):
+        list(picture_batches(view, pictures, [0, 1, 5], batch=2, workers=1))
