@@ -75,9 +75,12 @@ def _size(n: int, d: int, repeats: int, rivals: Sequence[str], objective: str, b
     a, b = embeddings(n, d)
     outcome, warm = dict[str, tuple[float, Tensor]](), dict[str, Seconds]()
     for name, loss in losses.items():
-        watch = Stopwatch()
-        outcome[name] = step(loss, a, b)
-        warm[name] = watch.seconds()
+        for _ in range(2):  # the first call of a short one is all warming up
+            watch = Stopwatch()
+            outcome[name] = step(loss, a, b)
+            warm[name] = watch.seconds()
+            if warm[name].wall > 0.5:
+                break
     turns = {name: lambda loss=loss: step(loss, a, b) for name, loss in losses.items()}
     ours = outcome["jointembed"][1]
     shapes = (a.to("meta"), b.to("meta")) if objective in PLAIN else (a, b)  # counted without computing

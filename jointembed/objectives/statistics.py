@@ -80,19 +80,80 @@ def centre(z: Tensor, *, gram_up_to: float = GRAM_UP_TO) -> CentredBatch:
     return CentredBatch(own, rows if gram else None, squares / (count - 1), count)
 
 
+def _hinge(batch: CentredBatch, gamma: float, eps: float) -> tuple[Tensor, Tensor]:
+    """The variance term, and the factor (D,) of a centred row in its gradient."""
+    std = torch.sqrt(batch.variance + eps)
+    slope = (std < gamma) / (std * (-(batch.size - 1) * len(std)))
+    return functional.relu(gamma - std).mean(), slope
+
+
+def _squares(batch: CentredBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The covariance term, and what its gradient needs: the smaller of both matrices."""
+    own, rows, variance, size = batch
+    if rows is None:
+        matrix = sum_over_ranks(own.T @ own).div_(size - 1)
+        matrix.fill_diagonal_(0)
+        return matrix.square().sum() / len(variance), (matrix,)
+    gram = own @ rows.T  # (n, N), this rank's rows of the global Gram matrix
+    squares = sum_over_ranks(gram.square().sum()) / (size - 1) ** 2
+    return (squares - variance.square().sum()).clamp_min(0) / len(variance), (gram, rows, variance)
+
+
+def _gradient_of_squares(own: Tensor, size: int, kept: tuple[Tensor, ...], incoming: Tensor) -> Tensor:
+    """W times the covariance term's gradient in the own rows."""
+    if len(kept) == 1:
+        product = own @ kept[0]
+    else:
+        gram, rows, variance = kept
+        product = (own * variance).addmm_(gram, rows, beta=-1, alpha=1 / (size - 1))
+    return product.mul_(incoming * (4 * world() / ((size - 1) * own.shape[1])))
+
+
 class _Variance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, batch: CentredBatch, gamma: float, eps: float) -> Tensor:
-        std = torch.sqrt(batch.variance + eps)
-        slope = (std < gamma) / (std * (-(batch.size - 1) * len(std)))
+        value, slope = _hinge(batch, gamma, eps)
         ctx.save_for_backward(batch.own, slope)
-        return functional.relu(gamma - std).mean()
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         own, slope = ctx.saved_tensors
         return own * (slope * (gradients[0] * world())), None, None, None
+
+
+class _Covariance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, batch: CentredBatch) -> Tensor:
+        value, kept = _squares(batch)
+        ctx.size = batch.size
+        ctx.save_for_backward(batch.own, *kept)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        own, *kept = ctx.saved_tensors
+        return _gradient_of_squares(own, ctx.size, tuple(kept), gradients[0]), None
+
+
+class _Both(torch.autograd.Function):
+    """Both terms in one call: at small sizes calls are what a term costs."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, batch: CentredBatch, gamma: float, eps: float) -> tuple[Tensor, Tensor]:
+        (variance, slope), (covariance, kept) = _hinge(batch, gamma, eps), _squares(batch)
+        ctx.size = batch.size
+        ctx.save_for_backward(batch.own, slope, *kept)
+        return variance, covariance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own, slope, *kept = ctx.saved_tensors
+        gradient = _gradient_of_squares(own, ctx.size, tuple(kept), gradients[1])
+        return gradient.addcmul_(own, slope * (gradients[0] * world())), None, None, None
 
 
 def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4, batch: CentredBatch | None = None) -> Tensor:
@@ -112,35 +173,6 @@ def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4, batch: Centr
     with full_precision(z):
         z = wide(z)
         return _Variance.apply(z, batch or centre(z), gamma, eps)
-
-
-class _Covariance(torch.autograd.Function):
-    """Forward keeps the smaller of both matrices; backward multiplies it with the rows."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, batch: CentredBatch) -> Tensor:
-        own, rows, variance, size = batch
-        ctx.size = size
-        if rows is None:
-            matrix = sum_over_ranks(own.T @ own).div_(size - 1)
-            matrix.fill_diagonal_(0)
-            ctx.save_for_backward(own, matrix)
-            return matrix.square().sum() / len(variance)
-        gram = own @ rows.T  # (n, N), this rank's rows of the global Gram matrix
-        ctx.save_for_backward(own, gram, rows, variance)
-        squares = sum_over_ranks(gram.square().sum()) / (size - 1) ** 2
-        return (squares - variance.square().sum()).clamp_min(0) / len(variance)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
-        own, matrix, *rest = ctx.saved_tensors
-        if rest:
-            rows, variance = rest
-            product = (own * variance).addmm_(matrix, rows, beta=-1, alpha=1 / (ctx.size - 1))
-        else:
-            product = own @ matrix
-        return product.mul_(gradients[0] * (4 * world() / ((ctx.size - 1) * own.shape[1]))), None
 
 
 def covariance_term(z: Tensor, batch: CentredBatch | None = None) -> Tensor:
@@ -166,7 +198,7 @@ def variance_and_covariance(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) ->
     with full_precision(z):
         z = wide(z)
         batch = centre(z)
-        return _Variance.apply(z, batch, gamma, eps), _Covariance.apply(z, batch)
+        return _Both.apply(z, batch, gamma, eps)
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def test_variance_and_covariance_share_one_batch() -> None:
     found, alone = variance_and_covariance(z, 4.0, 1e-3), (variance_term(z, 4.0, 1e-3), covariance_term(z))
     for one, other in zip(found, alone, strict=True):
         assert torch.equal(one, other)
-        assert torch.equal(torch.autograd.grad(one, z)[0], torch.autograd.grad(other, z)[0])
+        assert torch.equal(torch.autograd.grad(one, z, retain_graph=True)[0], torch.autograd.grad(other, z)[0])
 
 
 def test_mean_cosine_and_squared_distance() -> None:
