@@ -55,6 +55,7 @@ from jointembed.objectives.objective import Objective
 from jointembed.objectives.supervised import Supervised
 from jointembed.optim import SCHEDULES
 from jointembed.recipe import Block, Recipe, dump_recipe, recipe_tree
+from jointembed.tensor_files import save_tensors
 from jointembed.training import checkpoint as checkpoints
 from jointembed.training.allocator import keep_freed_memory
 from jointembed.training.folder import opened, record, writing
@@ -62,6 +63,7 @@ from jointembed.training.log import console
 from jointembed.training.loop import fit
 from jointembed.training.stages import Stages
 
+CLASSIFIER = "classifier.safetensors"  # of a supervised run, in its model folder
 _SPREAD_ROWS = 4096  # of a data set, whose embeddings stand for all: an expander may be much wider than its encoder
 
 
@@ -333,13 +335,17 @@ def _embeddings(recipe: Recipe, model: JointEmbedding, rows: Tensor) -> Tensor |
 
 
 def _publish(recipe: Recipe, run: Path, model: JointEmbedding) -> None:
+    weights = model.state_dict()
     if distributed.sharded_units(model):
-        weights = distributed.whole(model.state_dict())
+        weights = distributed.whole(weights)
         model = from_config(model.config, model.tokens)
         model.load_state_dict({name: weights[name] for name in model.state_dict()})
     if distributed.is_main():
         with writing(run / "model"):
             model.save_pretrained(run / "model", model_card(recipe.name, recipe.description, dump_recipe(recipe), run))
+            if recipe.objective["name"] == "supervised":
+                parts = {name: weights[f"objective.classifier.{name}"].contiguous() for name in ("weight", "bias")}
+                save_tensors(parts, run / "model" / CLASSIFIER)
 
 
 def _write_cost(run: Path, recipe: Recipe, device: torch.device) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from jointembed.build import (
     SPLITS,
@@ -21,7 +24,7 @@ from jointembed.build import (
 from jointembed.build_corrections import make_correction
 from jointembed.build_frozen import FrozenRows
 from jointembed.data.records import CaptionData, ImageData
-from jointembed.errors import EvaluationError, RecipeError
+from jointembed.errors import EvaluationError, RecipeError, WeightsError
 from jointembed.evaluation.collapse import diagnostics
 from jointembed.evaluation.files import ground_truth, load_ranks, read_embeddings, save_ranks
 from jointembed.evaluation.intervals import intervals, paired_difference
@@ -33,8 +36,9 @@ from jointembed.inference.embed import (
     embed_captions,
 )
 from jointembed.model import JointEmbedding
+from jointembed.objectives.supervised import Supervised
 from jointembed.recipe import Block, Recipe, dump_recipe, load_recipe, nearest
-from jointembed.runs import fitted_correction, judge_features
+from jointembed.runs import CLASSIFIER, fitted_correction, judge_features
 from jointembed.training.folder import command
 
 
@@ -66,6 +70,8 @@ def evaluate_features(run: Path, split: str) -> dict[str, Any]:
     if split not in SPLITS:
         raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
     model = run_model(run)
+    if recipe.objective["name"] == "supervised":
+        model.objective = _classifier_of(run).to(model.device)
     train, test = dataset(recipe, "train"), dataset(recipe, split)
     assert isinstance(train, ImageData) and isinstance(test, ImageData)  # check() saw to it
     numbers = judge_features(recipe, model, train, test, precision_of(recipe, model.device))
@@ -83,6 +89,20 @@ def evaluate_features(run: Path, split: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return record
+
+
+def _classifier_of(run: Path) -> Supervised:
+    """The classifier that a supervised run published. Raises WeightsError naming the file."""
+    path = run / "model" / CLASSIFIER
+    try:
+        weights = load_file(path)
+        classes, width = weights["weight"].shape
+        objective = Supervised(classes=classes)
+        objective.classifier = nn.Linear(width, classes)
+        objective.classifier.load_state_dict(weights, strict=True)
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{path}: the classifier cannot be read ({' '.join(str(error).split())[:300]})") from None
+    return objective
 
 
 def evaluate_run(

@@ -14,7 +14,7 @@ from jointembed import build, distributed, runs, runs_evaluate
 from jointembed.branches import ENCODERS
 from jointembed.data.loader import slice_rows
 from jointembed.data.records import ImageData
-from jointembed.errors import RecipeError
+from jointembed.errors import RecipeError, WeightsError
 from jointembed.model import JointEmbedding
 from jointembed.recipe import Recipe, load_recipe
 from jointembed.runs_labels import evaluate_task
@@ -81,6 +81,23 @@ def test_a_run_is_trained_judged_and_costed(make: Make, tmp_path: Path) -> None:
     assert record["metrics"]["knn3_top1"] > 50 and record["metrics"]["rankme"] > 1
     cost = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert cost["seconds"] > 0 and cost["samples_per_second"] > 0 and cost["peak_process_bytes"] > 1e8
+
+
+def test_a_supervised_run_keeps_its_classifier(make: Make, tmp_path: Path) -> None:
+    recipe = make(
+        "objective={name: supervised, classes: 2}", "views={image: net}", "branches.net.expander.widths=[]",
+        "data.image={name: crop, size: 16}", "evaluation.evaluators=[{name: classifier}, {name: knn, k: [3]}]",
+        "evaluation.select=knn3_top1",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    runs.train(recipe, run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = max((line for line in lines if line["kind"] == "validation"), key=lambda line: line["knn3_top1"])
+    found = runs_evaluate.evaluate_features(run, "validation")["metrics"]
+    assert found["classifier_top1"] == pytest.approx(best["classifier_top1"])
+    (run / "model" / "classifier.safetensors").write_bytes(b"\x80\x04")
+    with pytest.raises(WeightsError, match=r"classifier.safetensors: the classifier cannot be read"):
+        runs_evaluate.evaluate_features(run, "validation")
 
 
 def test_labels_do_not_reach_an_unsupervised_objective(
