@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jointembed import build, runs
+from jointembed import build, runs, runs_evaluate
 from jointembed.data import DATASETS
 from jointembed.data.records import CaptionData
 from jointembed.recipe import load_recipe
@@ -68,4 +68,4 @@ if __name__ == "__main__":
     overrides = ["name=drawings", *blocks, "data.image={name: resize, size: 48}", *sys.argv[1:]]
     recipe = build.check(load_recipe("recipes/quickstart.yaml", overrides))
     runs.train(recipe, Path("runs/drawings"), overwrite=True)
-    print(runs.evaluate_run(Path("runs/drawings"), "test").record["metrics"])
+    print(runs_evaluate.evaluate_run(Path("runs/drawings"), "test").record["metrics"])
