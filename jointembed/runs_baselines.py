@@ -1,7 +1,6 @@
 """What a run is judged against: its evaluators on raw pixels, and on the same network with random weights."""
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from jointembed.evaluation.evaluators import Classifier, Features
 from jointembed.inference.embed import picture_batches
 from jointembed.recipe import Recipe, dump_recipe, nearest
 from jointembed.runs import judge_features
-from jointembed.training.folder import command, environment
+from jointembed.training.folder import environment, save_evaluation
 
 _MOST_BYTES = 8 << 30  # of pixels, in float32
 PREPARATION = "pixels / 255 minus the mean picture of the training data"  # the cosine of kNN depends on it
@@ -110,10 +109,5 @@ def _write(
         **more,
         "n_images": len(data.pictures),
         "metrics": numbers,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
     }
-    target = folder / "evaluation" / f"{split}-{task}"
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return record
+    return save_evaluation(folder / "evaluation" / f"{split}-{task}", record)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import resource
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +37,7 @@ from jointembed.recipe import dump_recipe, nearest
 from jointembed.recipe_detection import DetectionRecipe, load_detection_recipe
 from jointembed.runs import make_accelerator, resumable
 from jointembed.training.allocator import keep_freed_memory
-from jointembed.training.folder import command, opened, record, writing
+from jointembed.training.folder import opened, record, save_evaluation, writing
 from jointembed.training.log import console
 from jointembed.training.loop import fit
 
@@ -272,12 +271,9 @@ def evaluate(run: Path, split: str | None = None) -> Evaluated:
         "size": recipe.data.size,
         "metrics": numbers,
         "per_category": per_category,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
     }
     folder = run / "evaluation" / split
-    folder.mkdir(parents=True, exist_ok=True)
+    record = save_evaluation(folder, record)
     save_detections(folder / "detections.json", data, found)
-    (folder / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     (run / "model" / "README.md").write_text(_card(recipe, run, config["categories"]), encoding="utf-8")
     return Evaluated(folder, record, data, found)

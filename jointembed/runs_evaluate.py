@@ -39,7 +39,7 @@ from jointembed.model import JointEmbedding
 from jointembed.objectives.supervised import Supervised
 from jointembed.recipe import Block, Recipe, dump_recipe, load_recipe, nearest
 from jointembed.runs import CLASSIFIER, fitted_correction, judge_features
-from jointembed.training.folder import command
+from jointembed.training.folder import command, save_evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +82,8 @@ def evaluate_features(run: Path, split: str) -> dict[str, Any]:
         "fingerprint": test.fingerprint,
         "metrics": numbers,
         "n_images": len(test.pictures),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
     }
-    folder = run / "evaluation" / f"{split}-features"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return record
+    return save_evaluation(run / "evaluation" / f"{split}-features", record)
 
 
 def _classifier_of(run: Path) -> Supervised:

@@ -7,7 +7,6 @@ the result is a run folder `RUN/tasks/TASK` that can be resumed. `--set` changes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from jointembed.evaluation.linear_probe import PROTOCOLS, ProbeProtocol
 from jointembed.recipe import Recipe, nearest, recipe_from_tree, recipe_tree, set_key
 from jointembed.runs import train
 from jointembed.runs_evaluate import run_recipe
-from jointembed.training.folder import command
+from jointembed.training.folder import save_evaluation
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,8 @@ def evaluate_task(
         "fingerprint": data.fingerprint,
         "n_images": len(data.pictures),
         "metrics": {f"{task}_top{top}": last[f"classifier_top{top}"] for top in (1, 5)},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
     }
-    target = run / "evaluation" / f"validation-{task}"
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return record
+    return save_evaluation(run / "evaluation" / f"validation-{task}", record)
 
 
 def task_recipe(run: Path, task: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,7 +1,5 @@
 """A run's representations under linear SVMs on VOC07, as the transfer table has it."""
 
-import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from jointembed.inference.embed import embed_pictures
 from jointembed.model import JointEmbedding
 from jointembed.recipe import Recipe
 from jointembed.runs_evaluate import run_model, run_recipe
-from jointembed.training.folder import command
+from jointembed.training.folder import save_evaluation
 
 
 def evaluate_svm(run: Path, root: str, *, jobs: int = 1) -> dict[str, Any]:
@@ -47,13 +45,8 @@ def evaluate_svm(run: Path, root: str, *, jobs: int = 1) -> dict[str, Any]:
         "fingerprint": test.fingerprint,
         "n_images": len(test.pictures),
         "metrics": numbers,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
     }
-    folder = run / "evaluation" / "test-voc07"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return record
+    return save_evaluation(run / "evaluation" / "test-voc07", record)
 
 
 def presence(data: DetectionData) -> np.ndarray:

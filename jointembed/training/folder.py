@@ -6,7 +6,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,3 +133,16 @@ def environment() -> dict[str, Any]:
 def command() -> str:
     """The command line as one would type it."""
     return shlex.join(["jointembed", *sys.argv[1:]])
+
+
+def save_evaluation(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `metrics.json` of one evaluation, and return what it says.
+
+    Args:
+        folder: `RUN/evaluation/NAME`, made here.
+        record: what was measured; the date and the command are added.
+    """
+    whole = {**record, "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    return whole
