@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from jointembed import distributed
@@ -211,6 +212,7 @@ def _epoch_embedder(recipe: Recipe, model: JointEmbedding, data: Data, precision
 def make_accelerator(recipe: Recipe, run: Path) -> Accelerator:
     """Device, precision, trackers and, where a launcher started this process, the process group."""
     cpu = not torch.cuda.is_available()
+    AcceleratorState._reset_state()  # an earlier run of this process may have chosen another precision
     return Accelerator(
         cpu=cpu,
         log_with=recipe.training.trackers or None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from jointembed import build, runs
 from jointembed.data import VIEWS
@@ -78,6 +79,12 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny_recipe: Make, tmp_
         runs.train(tiny_recipe(f"seed={seed}"), run)
     assert same(final(folders[0]), final(folders[1]))
     assert not same(final(folders[0]), final(folders[2]))
+
+
+def test_runs_of_one_process_may_differ_in_precision(tiny_recipe: Make, tmp_path: Path) -> None:
+    for precision in ("bf16", "fp32"):  # accelerate keeps the first one's choice for the process
+        runs.train(tiny_recipe(f"training.precision={precision}", "training.epochs=0.5"), tmp_path / precision)
+        assert AcceleratorState().mixed_precision == {"bf16": "bf16", "fp32": "no"}[precision]
 
 
 def test_a_run_leaves_its_folder(tiny_recipe: Make, tmp_path: Path) -> None:
