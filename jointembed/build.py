@@ -154,8 +154,6 @@ def _check_evaluation(recipe: Recipe) -> EvaluationRecipe:
     correct = check_correction(options.correct)
     if correct is not None and not captions:
         raise RecipeError(f"evaluation.correct: {correct['name']} corrects retrieval, and the data has no captions")
-    if options.mirror:
-        _check_mirror(recipe)
     numbers = [name for one in evaluators for name in construct(one, EVALUATORS).numbers]
     return dataclasses.replace(
         options,
@@ -165,18 +163,6 @@ def _check_evaluation(recipe: Recipe) -> EvaluationRecipe:
         select=options.select or numbers[0],
         correct=correct,
     )
-
-
-def _check_mirror(recipe: Recipe) -> None:
-    if recipe.data.audio is not None:
-        raise RecipeError("evaluation.mirror: the data is sound; there are no pictures to mirror")
-    for view in set(view_pipeline(recipe.data).views) & set(recipe.views):
-        name = recipe.views[view]
-        if recipe.data.cache and recipe.branches[name].train == "none":
-            raise RecipeError(
-                f"evaluation.mirror: branch {name} of view {view} is frozen and its representations are kept, "
-                "those of pictures as they are; set data.cache to false"
-            )
 
 
 def check_correction(given: str | Block | None) -> Block | None:
@@ -309,7 +295,6 @@ def model_config(recipe: Recipe, max_length: int | None) -> dict[str, Any]:
         "image": recipe.data.image_evaluation if recipe.data.audio is None else recipe.data.audio_evaluation,
         "max_length": max_length,
         "embedding": recipe.evaluation.embedding,
-        **({"mirror": True} if recipe.evaluation.mirror else {}),
     }
 
 

@@ -43,7 +43,6 @@ class JointEmbedding(nn.Module):
         tokens: the tokenizer that `encode_text` applies.
         config: what rebuilds this model, written to `config.json` by `save_pretrained`.
         embedding: whether `encode` returns the embedding `z` or the representation `h`.
-        mirror: whether the vector of a picture is the mean of its own and that of its mirror image.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class JointEmbedding(nn.Module):
         tokens: Tokens | None = None,
         config: dict[str, Any] | None = None,
         embedding: Literal["h", "z"] = "z",
-        mirror: bool = False,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -69,7 +67,6 @@ class JointEmbedding(nn.Module):
         self.targets: nn.ModuleDict | None = None  # EMA copies of the branches, made by attach
         self.probe: nn.Module | None = None  # reads representations and labels, teaches the branches nothing
         self.image, self.tokens, self.config, self.embedding = image, tokens, config or {}, embedding
-        self.mirror = mirror
         self.card: str | None = None  # the model card that it was loaded with, saved again with it
         self.watch = False  # whether forward adds the health of the embeddings to its terms
         self.stage: Callable[[str], AbstractContextManager[None]] = _untimed  # a profiler's clock
@@ -188,14 +185,9 @@ class JointEmbedding(nn.Module):
 
     def vectors(self, view: str, inputs: Any) -> Tensor:
         """What retrieval compares for a batch of one view: `h` or `z` in float32, centred. (N, D), not normalised."""
-        chosen = self._chosen(view, inputs)
-        if self.mirror and isinstance(inputs, Tensor) and inputs.ndim == 4:
-            chosen = (chosen + self._chosen(view, inputs.flip(-1))) / 2
-        return chosen - self.get_buffer(f"centre_{view}")
-
-    def _chosen(self, view: str, inputs: Any) -> Tensor:
         embedding = self.branch(view)(inputs)
-        return (embedding.z if self.embedding == "z" else embedding.h).float()
+        chosen = embedding.z if self.embedding == "z" else embedding.h
+        return chosen.float() - self.get_buffer(f"centre_{view}")
 
     def encode(
         self,
@@ -412,7 +404,6 @@ def from_config(
             tokens=tokens,
             config=config,
             embedding=config.get("embedding", "z"),
-            mirror=config.get("mirror", False),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"config: {type(error).__name__} {error}; it does not fit version {__version__}") from error

@@ -146,7 +146,6 @@ class EvaluationRecipe:
     evaluators: list[Block] | None = None  # by default retrieval where there is text, else knn (with labels), collapse
     embedding: Literal["h", "z"] | None = None  # by default z for retrieval, h for pictures alone
     views: list[str] | None = None  # of pictures alone: views whose vectors are joined; by default the first
-    mirror: bool = False  # a picture's vector is the mean of its own and that of its mirror image
     centre: bool = False  # subtract the mean of training embeddings, one a branch, before the cosine
     correct: str | Block | None = None  # whiten, csls, inverted_softmax, mean_removal, euclidean; or none
     protocol: str = "full"  # of retrieval

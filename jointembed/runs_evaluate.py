@@ -78,7 +78,6 @@ def evaluate_features(run: Path, split: str) -> dict[str, Any]:
     record = {
         "split": split,
         "embedding": recipe.evaluation.embedding,
-        "mirror": recipe.evaluation.mirror,
         "data": test.name,
         "fingerprint": test.fingerprint,
         "metrics": numbers,
@@ -151,7 +150,6 @@ def evaluate_run(
         "correct": correction,
         "embedding": recipe.evaluation.embedding,
         "centre": recipe.evaluation.centre,
-        "mirror": recipe.evaluation.mirror,
         "data": data.name,
         "fingerprint": data.fingerprint,
         **measured(found),
