@@ -311,12 +311,11 @@ def evaluate_parts(
 ) -> None:
     """R@K of embeddings that do not fit in memory, exact, with ties and chance level."""
     from jointembed.evaluation.parts import EmbeddingParts, read_pairs, rows_of_pairs
-    from jointembed.evaluation.retrieval import summarize
-    from jointembed.evaluation.sharded import sharded_ranks
+    from jointembed.evaluation.retrieval import retrieval_ranks, summarize
 
     image, text = EmbeddingParts(images), EmbeddingParts(texts)
     rows = rows_of_pairs(image, text, read_pairs(pairs))
-    ranks = sharded_ranks(image, text, rows, missing="ignore" if unpaired else "refuse")
+    ranks = retrieval_ranks(image, text, rows, missing="ignore" if unpaired else "refuse")
     _print_json({"metrics": summarize(ranks), "chance": summarize(ranks.blind())})
 
 

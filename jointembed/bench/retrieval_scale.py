@@ -17,8 +17,7 @@ from jointembed.bench.processes import Tensors, run_processes
 from jointembed.bench.retrieval import peak_mb, reset_peak
 from jointembed.errors import EvaluationError
 from jointembed.evaluation.parts import EmbeddingParts
-from jointembed.evaluation.retrieval import summarize
-from jointembed.evaluation.sharded import sharded_ranks
+from jointembed.evaluation.retrieval import retrieval_ranks, summarize
 
 CAPTIONS = 5  # texts of each image; all others are distractors
 _PART = 65_536  # rows of a file
@@ -35,7 +34,7 @@ def bench_retrieval_scale(
     repeats: int = 1,
     target: int = 1_000_000_000,
 ) -> dict[str, Any]:
-    """Measure `sharded_ranks` on parquet files, one process of one thread a size, and extrapolate.
+    """Measure `retrieval_ranks` on parquet files, one process of one thread a size, and extrapolate.
 
     Every image is a query against all texts; five texts of each are its captions, and these are queries against all
     images; the other texts are only candidates. So the queries are the same at every size; the work is I x T scores.
@@ -104,7 +103,7 @@ def work(folder: str, images: int, texts: int) -> Tensors:
     owner = np.arange(CAPTIONS * images) // CAPTIONS
     pairs = np.stack([owner, np.arange(CAPTIONS * images)], axis=1)
     parts = EmbeddingParts(Path(folder) / "image"), EmbeddingParts(Path(folder) / "text")
-    ranks = sharded_ranks(*parts, pairs, missing="ignore")
+    ranks = retrieval_ranks(*parts, pairs, missing="ignore")
     row = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     row |= {"peak_mb": peak_mb(), "added_mb": peak_mb() - before, "i2t_R@1": summarize(ranks)["i2t_R@1"]}
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in row.items()}

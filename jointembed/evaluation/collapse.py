@@ -10,7 +10,7 @@ from torch import Tensor
 from jointembed.errors import EvaluationError
 from jointembed.evaluation.hubness import hubness
 from jointembed.evaluation.retrieval import check_pairs
-from jointembed.evaluation.scores import Matrix, read_rows
+from jointembed.evaluation.rows import Matrix, read_rows
 from jointembed.objectives.statistics import mean_absolute_correlation, rankme, singular_values, std_per_dimension
 
 _CHUNK = 4096  # pairs at a time

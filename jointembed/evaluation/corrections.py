@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jointembed.errors import EvaluationError, RecipeError
-from jointembed.evaluation.scores import Matrix, Rows, full_precision, read_rows
+from jointembed.evaluation.rows import Matrix, Rows, full_precision, read_rows
 
 _BLOCK = 1 << 21  # scores at a time
 _CHUNK = 4096  # rows at a time

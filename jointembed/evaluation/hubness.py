@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from jointembed.evaluation.scores import Matrix, full_precision, read_rows
+from jointembed.evaluation.rows import Matrix, full_precision, read_rows
 
 _BLOCK = 1 << 21  # scores at a time
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jointembed.errors import EvaluationError
 from jointembed.evaluation.accuracy import accuracies, check_labelled, true_ranks
-from jointembed.evaluation.scores import Rows, full_precision, read_rows
+from jointembed.evaluation.rows import Rows, full_precision, read_rows
 
 _SCORES = 1 << 24  # of a block: 64 MB
 _TRAIN_ROWS = 1 << 16  # of a block

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from jointembed.errors import EvaluationError
 from jointembed.evaluation.accuracy import accuracies, check_labelled, true_ranks
-from jointembed.evaluation.scores import full_precision
+from jointembed.evaluation.rows import full_precision
 
 _AT_ONCE = 1 << 24  # numbers of a block: 64 MB in float32
 

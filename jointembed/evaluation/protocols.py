@@ -21,7 +21,7 @@ from jointembed.evaluation.retrieval import (
     summarize,
     whole_numbers,
 )
-from jointembed.evaluation.scores import Matrix, full_precision, read_rows
+from jointembed.evaluation.rows import Matrix, full_precision, read_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from jointembed.errors import EvaluationError
-from jointembed.evaluation.scores import Counts, Matrix, count_scores
+from jointembed.evaluation.counting import BLOCK, Counts, RowReader, count_scores
+from jointembed.evaluation.rows import Matrix
 
 _FLOATING = ("float64", "float32", "float16", "bfloat16")
 
@@ -89,25 +90,26 @@ def hit_probability(above: np.ndarray, ties: np.ndarray, positives: np.ndarray, 
 
 
 def retrieval_ranks(
-    image: Matrix,
-    text: Matrix,
+    image: Matrix | RowReader,
+    text: Matrix | RowReader,
     positives: np.ndarray | Tensor | Sequence[Sequence[int]],
     *,
     k: Sequence[int] = (1, 5, 10),
     t2i_positives: np.ndarray | Tensor | None = None,
     normalize: bool = True,
     missing: Literal["refuse", "ignore"] = "refuse",
-    block: int | None = None,
+    block: int = BLOCK,
     image_item: np.ndarray | Tensor | None = None,
     text_item: np.ndarray | Tensor | None = None,
 ) -> RetrievalRanks:
     """Rank every text for every image and every image for every text, with any many-to-many truth.
 
-    Both directions are counted in tiles of one float32 product, in memory for one copy of the embeddings and a few
-    tiles. Negatives level with the best positive are counted apart, so that collapsed embeddings score chance.
+    Both directions are counted in tiles of one product, in memory for `block` images and a few tiles besides the
+    embeddings, which may also lie in files. Scores are compared as float64 would (`counting.py`). Negatives level with
+    the best positive are counted apart, so that collapsed embeddings score chance.
 
     Args:
-        image: (I, D) embeddings, a tensor on any device or an array.
+        image: (I, D) embeddings: a tensor on any device, an array, or `EmbeddingParts`.
         text: (T, D) embeddings.
         positives: (P, 2) array of pairs (image, text) that belong together, or a list of I lists of texts.
         k: the K of R@K.
@@ -115,7 +117,7 @@ def retrieval_ranks(
             `positives` serve both directions.
         normalize: score by cosine (a row of zeros scores 0), else by inner product.
         missing: "refuse" queries without a positive, or "ignore" them: they are asked nothing, but stay candidates.
-        block: images of a tile; smaller ones take less memory.
+        block: images held at a time; fewer take less memory, and each further block reads all texts again.
         image_item: (I,) what each image shows, the cluster of the bootstrap; by default every image is its own.
         text_item: (T,) what each text describes; by default the item of the first image it belongs to.
 
@@ -128,7 +130,7 @@ def retrieval_ranks(
     """
     wanted = check_k(k)
     _check_embeddings(image, text)
-    if block is not None and block < 1:
+    if block < 1:
         raise EvaluationError(f"block is {block}; it must be at least 1 image")
     truth = check_truth(positives, t2i_positives, len(image), len(text), missing, image_item, text_item)
     found = count_scores(image, text, truth.pairs, truth.of_images, truth.of_texts, normalize=normalize, block=block)
@@ -181,19 +183,24 @@ def _query_ranks(counts: Counts, positives: np.ndarray, item: np.ndarray, candid
     return QueryRanks(*counts, positives, item, fold=np.zeros_like(item), candidates=candidates)
 
 
-def _check_embeddings(image: Matrix, text: Matrix) -> None:
-    for side, values in (("image", image), ("text", text)):
-        if not isinstance(values, (Tensor, np.ndarray)):
-            raise EvaluationError(f"{side} embeddings are a {type(values).__name__}; expected a tensor or an array")
-        if values.ndim != 2 or 0 in values.shape:
-            raise EvaluationError(f"{side} embeddings have shape {tuple(values.shape)}; expected rows x dimensions")
-        if not (values.is_floating_point() if isinstance(values, Tensor) else values.dtype.name in _FLOATING):
-            raise EvaluationError(f"{side} embeddings are of type {values.dtype}; expected a floating type")
-    if image.shape[1] != text.shape[1]:
+def _check_embeddings(image: Matrix | RowReader, text: Matrix | RowReader) -> None:
+    widths = [_width(*side) for side in (("image", image), ("text", text))]
+    if widths[0] != widths[1]:
         raise EvaluationError(
-            f"image embeddings have {image.shape[1]} dimensions and text embeddings {text.shape[1]}; "
-            "they must have equally many"
+            f"image embeddings have {widths[0]} dimensions and text embeddings {widths[1]}; they must have equally many"
         )
+
+
+def _width(side: str, rows: Matrix | RowReader) -> int:
+    if not isinstance(rows, Tensor | np.ndarray):
+        if not isinstance(rows, RowReader):
+            raise EvaluationError(f"{side} embeddings are a {type(rows).__name__}; expected a tensor or an array")
+        return rows.width
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise EvaluationError(f"{side} embeddings have shape {tuple(rows.shape)}; expected rows x dimensions")
+    if not (rows.is_floating_point() if isinstance(rows, Tensor) else rows.dtype.name in _FLOATING):
+        raise EvaluationError(f"{side} embeddings are of type {rows.dtype}; expected a floating type")
+    return rows.shape[1]
 
 
 def check_k(k: Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from jointembed.errors import EvaluationError
-from jointembed.evaluation.scores import Matrix
+from jointembed.evaluation.rows import Matrix
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from reference import retrieval_reference as reference
 
 from jointembed.errors import EvaluationError
-from jointembed.evaluation import scores as scores_module
 from jointembed.evaluation.retrieval import (
     RetrievalRanks,
     chance,
@@ -46,7 +45,7 @@ def random_case(seed: int) -> dict[str, Any]:
         "text": text.astype(np.float32),
         "pairs": np.array(sorted(pairs))[order],
         "normalize": normalize,
-        "block": int(rng.integers(1, 8)) if rng.random() < 0.7 else None,
+        "block": int(rng.integers(1, 8)) if rng.random() < 0.7 else 1000,
     }
 
 
@@ -167,7 +166,7 @@ def test_equal_captions_tie_wherever_they_stand() -> None:
     text = np.repeat(image, 5, axis=0) + rng.standard_normal((200, 300)).astype(np.float32)
     text[-1] = text[0]  # a caption of image 39 that says what one of image 0 says
     pairs = np.stack([np.arange(200) // 5, np.arange(200)], axis=1)
-    for block in (1, 3, 17, 39, None):
+    for block in (1, 3, 17, 39, 40):
         ranks = retrieval_ranks(image, text, pairs, block=block)
         assert ranks.t2i.rank[0] != ranks.t2i.rank[-1]
         best_is_shared = ranks.i2t.ties[0] == 1
@@ -278,8 +277,8 @@ def test_values_beyond_float32_are_refused() -> None:
     image, text = some_embeddings()
     with pytest.raises(EvaluationError, match="image embeddings: row 0 holds"):
         retrieval_ranks(image.double() * 1e60, text, PAIRS)
-    with pytest.raises(EvaluationError, match="do not fit float32"):
-        retrieval_ranks(image * 1e20, text * 1e20, PAIRS, normalize=False)
+    large = retrieval_ranks(image * 2.0**70, text * 2.0**70, PAIRS, normalize=False)  # no sum of squares fits float32
+    assert same(large, retrieval_ranks(image, text, PAIRS, normalize=False))
     assert same(retrieval_ranks(image * 2.0**100, text * 2.0**100, PAIRS), retrieval_ranks(image, text, PAIRS))
 
 
@@ -358,7 +357,7 @@ def low_precision() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
 
 
-def test_scores_are_float32_whatever_the_process_asked_for(low_precision: None) -> None:
+def test_scores_are_exact_whatever_the_process_asked_for(low_precision: None) -> None:
     # One positive, and a negative that is behind by less than bfloat16 can tell.
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(64, 512, generator=generator)
@@ -370,42 +369,6 @@ def test_scores_are_float32_whatever_the_process_asked_for(low_precision: None) 
     assert summarize(ranks)["i2t_R@1"] == 100
     assert summarize(ranks)["tied_queries"] == 0
     assert torch.get_float32_matmul_precision() == "medium"
-
-
-def test_a_product_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    image, text = some_embeddings()
-    made = 0
-    product = scores_module._Counter._product
-
-    def unsteady(self: Any, tile: Any) -> torch.Tensor:
-        nonlocal made
-        made += 1
-        return product(self, tile) * (1 + 1e-6 * made)
-
-    monkeypatch.setattr(scores_module._Counter, "_product", unsteady)
-    scattered = np.concatenate([PAIRS, [[0, 59]]])
-    with pytest.raises(EvaluationError, match="two scores for one pair"):
-        retrieval_ranks(image, text, scattered, block=5)
-
-
-def test_only_tiles_of_texts_that_several_images_share_are_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    image, text = some_embeddings()
-    scored = 0
-    product = scores_module._Counter._product
-
-    def counted(self: Any, tile: Any) -> torch.Tensor:
-        nonlocal scored
-        scores = product(self, tile)
-        scored += scores.numel()
-        return scores
-
-    monkeypatch.setattr(scores_module._Counter, "_product", counted)
-    order = np.random.default_rng(0).permutation(60)
-    retrieval_ranks(image, text[order], np.stack([order // 3, np.arange(60)], axis=1), block=4)
-    assert scored == 20 * 60
-    scored = 0
-    retrieval_ranks(image, text, np.concatenate([PAIRS, [[0, 59]]]), block=4)  # a text of two images far apart
-    assert scored == 20 * 60 + 2 * 4
 
 
 def test_folds_are_averaged() -> None:

@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 
 from jointembed.cli import evaluate_parts
 from jointembed.errors import EvaluationError
-from jointembed.evaluation import sharded
+from jointembed.evaluation import counting
 from jointembed.evaluation.parts import EmbeddingParts, rows_of_pairs
 from jointembed.evaluation.retrieval import RetrievalRanks, retrieval_ranks, summarize
-from jointembed.evaluation.sharded import find_product, sharded_ranks
 
 
 def write(folder: Path, rows: np.ndarray, cuts: list[int], *, kind: str = "parquet", group: int = 3) -> EmbeddingParts:
@@ -61,19 +60,17 @@ def case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_equal_to_ranks_in_memory(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharded, "HEIGHT", 64)
-    monkeypatch.setattr(sharded, "WIDTH", 64)
+    monkeypatch.setattr(counting, "HEIGHT", 64)
+    monkeypatch.setattr(counting, "WIDTH", 64)
     image, text, pairs = case(seed)
     kind = ("parquet", "safetensors")[seed % 2]
     parts = write(tmp_path / "image", image, [1], kind=kind), write(tmp_path / "text", text, [1, 1, 40], kind=kind)
-    # cosines of different small whole numbers tie in exact arithmetic only: there the last bit decides, anywhere
-    exact = seed % 3 == 0
-    for normalize in (False,) if exact else (True, False):
+    for normalize in (True, False):
         expected = retrieval_ranks(image, text, pairs, normalize=normalize)
-        same(sharded_ranks(*parts, pairs, normalize=normalize, block=64), expected)
+        same(retrieval_ranks(*parts, pairs, normalize=normalize, block=64), expected)
     half = pairs[: len(pairs) // 2]
-    expected = retrieval_ranks(image, text, half, t2i_positives=pairs, missing="ignore", k=(2,), normalize=not exact)
-    found = sharded_ranks(*parts, half, t2i_positives=pairs, missing="ignore", k=(2,), normalize=not exact)
+    expected = retrieval_ranks(image, text, half, t2i_positives=pairs, missing="ignore", k=(2,))
+    found = retrieval_ranks(*parts, half, t2i_positives=pairs, missing="ignore", k=(2,))
     same(found, expected)
 
 
@@ -86,41 +83,18 @@ def test_equal_to_ranks_in_memory_over_tiles_of_full_size(tmp_path: Path) -> Non
     parts = write(tmp_path / "a", image, [900], group=500), write(tmp_path / "b", text, [10, 5000], group=3000)
     expected = retrieval_ranks(image, text, pairs)
     assert expected.i2t.ties.sum() > 20
-    same(sharded_ranks(*parts, pairs, block=1), expected)
+    same(retrieval_ranks(*parts, pairs, block=1), expected)
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_collapsed_embeddings_score_chance_over_all_shards(
-    tmp_path: Path, rounded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if rounded:  # a machine whose float32 product depends on the place
-        answers = iter([False, True])
-        monkeypatch.setattr(sharded, "_same_everywhere", lambda *_: next(answers))
-    monkeypatch.setattr(sharded, "WIDTH", 128)
+def test_collapsed_embeddings_score_chance_over_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "WIDTH", 128)
     row = np.random.default_rng(0).standard_normal(33).astype(np.float32)
     image, text = np.tile(row, (100, 1)), np.tile(row, (500, 1))
     parts = write(tmp_path / "image", image, [30]), write(tmp_path / "text", text, [7, 400], group=50)
     pairs = np.stack([np.arange(500) // 5, np.arange(500)], axis=1)
-    found = sharded_ranks(*parts, pairs)
+    found = retrieval_ranks(*parts, pairs)
     same(found, retrieval_ranks(image, text, pairs))
     assert summarize(found) == pytest.approx(summarize(found.blind()))
-
-
-def test_a_machine_without_an_exact_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharded, "_same_everywhere", lambda *_: False)
-    with pytest.raises(EvaluationError, match="unequal scores"):
-        find_product(64, 64, 3)
-    monkeypatch.undo()
-    assert not sharded._same_everywhere(lambda a, b: torch.arange(4.0).view(2, 2), 2, 2, 3)
-
-
-def test_a_product_that_changes_between_passes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = iter(range(100))
-    monkeypatch.setattr(sharded, "find_product", lambda *_: lambda a, b: a @ b.T + next(count))
-    image, text, pairs = case(2)
-    parts = write(tmp_path / "image", image, []), write(tmp_path / "text", text, [])
-    with pytest.raises(EvaluationError, match="two scores for one pair"):
-        sharded_ranks(*parts, pairs)
 
 
 def test_bad_rows_are_named_by_file(tmp_path: Path) -> None:
@@ -130,13 +104,10 @@ def test_bad_rows_are_named_by_file(tmp_path: Path) -> None:
     text[17, 0] = np.nan
     parts = write(tmp_path / "image", image, []), write(tmp_path / "text", text, [10])
     with pytest.raises(EvaluationError, match=r"part-000001\.parquet, row 7 holds nan"):
-        sharded_ranks(*parts, pairs, missing="ignore")
-    huge = np.full((4, 2), 1e30, dtype=np.float32)
-    parts = write(tmp_path / "a", huge, []), write(tmp_path / "b", huge, [])
-    with pytest.raises(EvaluationError, match="do not fit float32"):
-        sharded_ranks(*parts, np.stack([np.arange(4)] * 2, axis=1), normalize=False)
+        retrieval_ranks(*parts, pairs, missing="ignore")
+    parts = write(tmp_path / "a", np.ones((4, 2), dtype=np.float32), []), parts[0]
     with pytest.raises(EvaluationError, match="2 dimensions and text embeddings"):
-        sharded_ranks(parts[0], EmbeddingParts(tmp_path / "image"), pairs)
+        retrieval_ranks(*parts, pairs)
 
 
 def test_ranges_are_read_across_files(tmp_path: Path) -> None:
