@@ -1,7 +1,7 @@
 """The loop: every run of every objective goes through `fit`."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jointembed import distributed
 from jointembed.data.loader import batch_rows, slice_rows, to_device
@@ -107,7 +108,7 @@ def fit(
         core.stage = stages
     wait = batches if stages is None else lambda start: stages.waiting(batches(start))
     log = MetricsLog(run, accelerator, first_step=state["step"], steps=steps, per_epoch=per_epoch)
-    with log, Interrupts() as interrupts:
+    with log, Interrupts() as interrupts, attention(accelerator.device):
         for step, cpu_batch in enumerate(wait(state["step"]), first):
             batch = to_device(cpu_batch, accelerator.device)
             set_lr(optimizer, schedule(step - 1))
@@ -163,6 +164,11 @@ def batch_faults(step: int, batch: Batch) -> Iterator[None]:
             raise
         remedy = "; raise loader.batch" if batch_rows(batch) < 2 else ""
         raise BatchError(f"step {step}: {error}{remedy}") from None
+
+
+def attention(device: torch.device) -> AbstractContextManager[None]:
+    """As plain products on a CPU, where the backward pass of torch's fused kernel takes several times as long."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def due(step: int, every: int, last: int) -> bool:

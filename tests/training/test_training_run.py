@@ -87,6 +87,22 @@ def test_runs_of_one_process_may_differ_in_precision(tiny_recipe: Make, tmp_path
         assert AcceleratorState().mixed_precision == {"bf16": "bf16", "fp32": "no"}[precision]
 
 
+def test_attention_is_plain_products_on_a_cpu(
+    tiny_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = []
+    original = loop.set_lr
+
+    def noting(*arguments: object) -> None:
+        fused.append(torch.backends.cuda.flash_sdp_enabled())
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "set_lr", noting)
+    runs.train(tiny_recipe("training.epochs=0.5"), tmp_path / "run")
+    assert fused and not any(fused)
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_a_run_leaves_its_folder(tiny_recipe: Make, tmp_path: Path) -> None:
     run = tmp_path / "run"
     state = runs.train(tiny_recipe(), run)
