@@ -257,8 +257,15 @@ def recipe_from_tree(tree: Mapping[str, Any], source: str) -> Recipe:
 
 
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain mappings, every default filled in."""
-    return dataclasses.asdict(recipe)
+    """The recipe as plain mappings and lists, as YAML gives them back; every default filled in."""
+    tree: dict[str, Any] = _plain(dataclasses.asdict(recipe))
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from jointembed import build
-from jointembed.recipe import load_recipe, recipe_tree
+from jointembed.recipe import dump_recipe, load_recipe, recipe_tree
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_table.py"
 # stands in for `python -m jointembed`: writes what a run leaves, but for the runs whose name says otherwise
@@ -113,3 +113,13 @@ def test_names_are_listed_and_a_glob_that_fits_none_is_refused(say: Callable, tm
     with pytest.raises(SystemExit):
         say("flexibility", "--out", str(tmp_path), "--only", "vicregg/*")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_known_by_its_file(script: ModuleType, tmp_path: Path) -> None:
+    for job in script.jobs_of("imagenet", [0], []):  # objective.steps of CPC is a tuple in the recipe, a list in the file
+        recipe = build.check(load_recipe(script.ROOT / job.recipe, job.overrides))
+        record = tmp_path / job.name / job.record
+        record.parent.mkdir(parents=True)
+        record.write_text("{}")
+        (tmp_path / job.name / "recipe.yaml").write_text(dump_recipe(recipe))
+        assert job.finished(tmp_path), job.name
