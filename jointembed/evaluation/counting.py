@@ -175,8 +175,6 @@ class _Counter:
         order = np.lexsort((pairs[:, 1] // WIDTH, pairs[:, 0] // self.height))
         self.pairs, self.of = pairs[order], [self._to_device(one[order]) for one in of]
         self.dimension = sides[0].read(0, 1).given.shape[1]
-        # Twice what float64 can be off, of rows that long and candidates of length 1.
-        self.tie = [(self.dimension + 16) * 2.0**-52 * side.norm for side in sides]
         self.best = [torch.full_like(side.norm, -math.inf) for side in sides]
         self.above = [torch.zeros_like(side.norm, dtype=torch.int64) for side in sides]
         self.level = [torch.zeros_like(side.norm, dtype=torch.int64) for side in sides]
@@ -195,6 +193,10 @@ class _Counter:
                     self._add(rows, columns, start + number * self.height, left)
         i2t, t2i = (self._counts(side, query, score[self.of[side]]) for side, query in enumerate(queries))
         return i2t, t2i
+
+    def _tie(self, side: int, query: Tensor | slice) -> Tensor:
+        """(q,) below it scores tie: twice what float64 can be off, of queries that long and candidates of length 1."""
+        return (self.dimension + 16) * 2.0**-52 * self.sides[side].norm[query]
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -243,7 +245,7 @@ class _Counter:
 
         They are rounded as the scores are: rounding keeps the order, so what a score beyond them proves stays true.
         """
-        best, margin, norm = self.best[side][query], self.tie[side][query], self.sides[side].norm[query]
+        best, margin, norm = self.best[side][query], self._tie(side, query), self.sides[side].norm[query]
         if dtype != torch.float64:
             lost, longest_lost = rounded[side][1], float(rounded[1 - side][1].max())
             longest = 1 + longest_lost
@@ -257,12 +259,12 @@ class _Counter:
         """Decide in float64 what a product could not."""
         query = near[side] + corner[side]
         ahead = _dots(images, texts, *near) - self.best[side][query]
-        tie = self.tie[side][query]
+        tie = self._tie(side, query)
         self.above[side] += torch.bincount(query[ahead > tie], minlength=len(self.above[side]))
         self.level[side] += torch.bincount(query[ahead.abs() <= tie], minlength=len(self.level[side]))
 
     def _counts(self, side: int, query: Tensor, score: Tensor) -> Counts:
-        level = score >= self.best[side][query] - self.tie[side][query]
+        level = score >= self.best[side][query] - self._tie(side, query)
         tied = torch.bincount(query[level], minlength=len(self.best[side]))
         asked = tied > 0
         above, ties = self.above[side] * asked, (self.level[side] - tied) * asked
