@@ -267,10 +267,11 @@ class _Counter:
         level = score >= self.best[side][query] - self._tie(side, query)
         tied = torch.bincount(query[level], minlength=len(self.best[side]))
         asked = tied > 0
-        above, ties = self.above[side] * asked, (self.level[side] - tied) * asked
-        if bool((ties < 0).any()):
+        if bool((self.level[side][asked] == 0).any()):  # not even the best positive was met again
             raise EvaluationError(f"the matrix product on {self.device} is less exact than its precision; "
                                   "ranks would be wrong; evaluate on another device")  # fmt: skip
+        # A positive at the very edge of a tie may be level by one sum's order and not by another's.
+        above, ties = self.above[side] * asked, (self.level[side] - tied).clamp(min=0) * asked
         return Counts(above.cpu().numpy(), ties.cpu().numpy(), tied.cpu().numpy())
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from jointembed.bench.retrieval import made_up
 from jointembed.errors import EvaluationError
 from jointembed.evaluation import counting
 from jointembed.evaluation.retrieval import RetrievalRanks, retrieval_ranks
@@ -145,3 +146,12 @@ def test_a_product_that_is_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(counting._Counter, "_product", lambda *given: product(*given) * 0.9)
     with pytest.raises(EvaluationError, match="less exact than its precision"):
         retrieval_ranks(*near_ones(0, 1.0))
+
+
+def test_scores_as_near_as_float64_can_tell_are_ranked_all_the_same() -> None:
+    image, text = made_up(1000, 5000, 1024)
+    centre = torch.randn(1024, generator=torch.Generator().manual_seed(0))
+    pairs = np.stack([np.arange(5000) // 5, np.arange(5000)], axis=1)
+    ranks = retrieval_ranks(centre + 1e-4 * image, centre + 1e-4 * text, pairs)
+    for one in ranks.directions.values():
+        assert (one.ties >= 0).all() and (one.above + one.ties + one.tied_positives <= one.candidates).all()
