@@ -95,6 +95,8 @@ def shrunken(path: Path, data: Path) -> Recipe:
             overrides.append(f"branches.{branch}.encoder={{name: {one.encoder['name']}}}")
         for key, value in small_encoder(one.encoder, pictures).items():
             overrides.append(f"branches.{branch}.encoder.{key}={'null' if value is None else value}")
+        if isinstance(one.train, list):  # names of layers of the large encoder
+            overrides.append(f"branches.{branch}.train=[{'layer4' if pictures else 'features.12'}]")
         if pictures and "vit" in one.encoder.get("model", ""):
             overrides.append(f"branches.{branch}.expander.norm=layer")
         widths = small_expander(recipe.objective["name"], one.expander.get("widths", []))
