@@ -22,19 +22,20 @@ RATE = "optimizer.lr"
 
 def draw_trials(search: Path, axes: Axes) -> None:
     """Rsum of every trial over its learning rate; a line for each value of what is the objective's own."""
-    rates: tuple[float, ...] = ()
+    seen = set()
     for folder, found in read_trials(search).items():
         name = folder.name.removeprefix("flickr8k_")
         lines: dict[str, list[tuple[float, float]]] = {}
         for trial in found.trials:
             own = [value for key, value in trial.parameters.items() if key != RATE]
+            seen.add(trial.parameters[RATE])
             if trial.value is not None:
                 lines.setdefault(str(own), []).append((trial.parameters[RATE], trial.value))
         for number, (style, points) in enumerate(zip(("-", "--"), lines.values(), strict=False)):
             rates, values = zip(*sorted(points), strict=True)
             axes.plot(rates, values, f"o{style}", color=COLOUR[name], label=None if number else NAMES[name])
     axes.set(xlabel="learning rate", ylabel="rsum on val after three epochs", xscale="log")
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    axes.set_xticks(sorted(seen), [f"{rate:g}" for rate in sorted(seen)])
     axes.minorticks_off()
     axes.legend()
 

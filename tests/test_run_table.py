@@ -116,9 +116,8 @@ def test_names_are_listed_and_a_glob_that_fits_none_is_refused(say: Callable, tm
 
 
 def test_a_finished_run_is_known_by_its_file(script: ModuleType, tmp_path: Path) -> None:
-    for job in script.jobs_of(
-        "imagenet", [0], []
-    ):  # CPC's objective.steps are a tuple in the recipe, a list in the file
+    # CPC's objective.steps are a tuple in the recipe, a list in the file
+    for job in script.jobs_of("imagenet", [0], []):
         recipe = build.check(load_recipe(script.ROOT / job.recipe, job.overrides))
         record = tmp_path / job.name / job.record
         record.parent.mkdir(parents=True)
