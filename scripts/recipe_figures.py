@@ -1,14 +1,17 @@
-"""The figure of docs/image_text_recipe.md: `python scripts/recipe_figures.py SEARCH [RUNS ...] --out docs/img`.
+"""The figures of docs/image_text_recipe.md: `python scripts/recipe_figures.py SEARCH [RUNS ...] --out docs/img`.
 
-`SEARCH` is the folder of `jointembed tune` over the five objectives; every run in it and in `RUNS` is a point of the
-right half.
+`SEARCH` is the folder of `jointembed tune`. The first figure has the five objectives, and every run of `SEARCH` and
+`RUNS` over its effective rank. The second has a panel for each question: a panel over a key shows the runs of three
+epochs that differ from each other in that key alone.
 """
 
 import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from matplotlib.axes import Axes
 
@@ -20,11 +23,54 @@ COLOUR = dict(zip(NAMES, COLOURS, strict=False))
 RATE = "optimizer.lr"
 
 
+FIVE = "validation-full"  # the folder of an evaluation of val without correction
+SPECTRA = {  # run in RUNS: what the panel of spectra calls it
+    "vicreg-0": "VICReg, two layers",
+    "clip-0": "InfoNCE",
+    "barlow_twins-0": "Barlow Twins",
+    "linear": "VICReg, one linear layer",
+}
+
+
+class Run(NamedTuple):
+    """An evaluated run."""
+
+    folder: Path
+    recipe: dict[str, Any]  # flat: `a.b` to its value
+    rsum: float
+    collapse: dict[str, Any]  # the numbers of collapse.json
+
+
+def flat(tree: Any, above: str = "") -> dict[str, Any]:
+    """A tree of mappings as one mapping from `a.b.c` to its leaf."""
+    if not isinstance(tree, dict) or not tree:
+        return {above: tree}
+    return {
+        key: leaf for name, one in tree.items() for key, leaf in flat(one, f"{above}.{name}" if above else name).items()
+    }
+
+
+def read_runs(roots: Iterable[Path]) -> list[Run]:
+    """Every evaluated run under the folders."""
+    found = []
+    for place in sorted({path.parent for root in roots for path in root.rglob(f"{FIVE}/collapse.json")}):
+        folder = place.parents[1]
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe["data"]["share"] = recipe["data"].get("share") or {"pictures": 1.0, "captions": 1.0, "seed": 0}
+        metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        found.append(
+            Run(folder, flat(recipe), metrics["rsum"], json.loads((place / "collapse.json").read_text("utf-8")))
+        )
+    return found
+
+
 def draw_trials(search: Path, axes: Axes) -> None:
     """Rsum of every trial over its learning rate; a line for each value of what is the objective's own."""
     seen = set()
     for folder, found in read_trials(search).items():
         name = folder.name.removeprefix("flickr8k_")
+        if name not in NAMES:
+            continue
         lines: dict[str, list[tuple[float, float]]] = {}
         for trial in found.trials:
             own = [value for key, value in trial.parameters.items() if key != RATE]
@@ -40,30 +86,82 @@ def draw_trials(search: Path, axes: Axes) -> None:
     axes.legend()
 
 
-def draw_ranks(runs: Iterable[Path], axes: Axes) -> None:
+def draw_ranks(runs: Iterable[Run], axes: Axes) -> None:
     """Rsum of every run over the effective rank of the branch that has the lower one."""
-    for place in sorted({path.parent for run in runs for path in run.rglob("validation-full/collapse.json")}):
-        views = json.loads((place / "collapse.json").read_text(encoding="utf-8"))
-        rsum = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["metrics"]["rsum"]
-        recipe = yaml.safe_load((place.parents[1] / "recipe.yaml").read_text(encoding="utf-8"))
-        rank = min(views[view]["rankme"] for view in ("image", "text"))
-        axes.plot(rank, rsum, "o", alpha=0.7, color=COLOUR[recipe["objective"]["name"]])
+    for run in runs:
+        rank = min(run.collapse[view]["rankme"] for view in ("image", "text"))
+        axes.plot(rank, run.rsum, "o", alpha=0.7, color=COLOUR[run.recipe["objective.name"]])
     axes.set(xscale="log", xlabel="effective rank (RankMe) of the branch with less", ylabel="rsum on val")
     axes.set_xticks(ranks := (30, 100, 300), [str(rank) for rank in ranks])
     axes.minorticks_off()
 
 
+def draw_study(search: Path, study: str, axes: Axes, over: str, line: str = "", name: str = "") -> None:
+    """Rsum of a study's trials over one key, a line for each value of another."""
+    found = {folder.name: one for folder, one in read_trials(search).items()}[f"flickr8k_vicreg_{study}"]
+    lines: dict[Any, list[tuple[float, float]]] = {}
+    for trial in found.trials:
+        if trial.value is not None:
+            lines.setdefault(trial.parameters.get(line), []).append((trial.parameters[over], trial.value))
+    for (value, points), colour in zip(sorted(lines.items(), key=str), COLOURS, strict=False):
+        label = f"{name} {value:g}" if line else None
+        axes.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=label)
+    axes.set(xscale="log", ylabel="rsum on val")
+    if line:
+        axes.legend()
+
+
+def draw_over(runs: Iterable[Run], key: str, axes: Axes, other: tuple[str, ...] = ()) -> None:
+    """Rsum of short runs over a key, one line for each objective, where at least three differ in the key alone.
+
+    `other` may differ as well.
+    """
+    groups: dict[str, dict[float, Run]] = {}
+    for run in runs:
+        same = {one: value for one, value in run.recipe.items() if one not in (key, *other) and one[:5] != "evalu"}
+        groups.setdefault(json.dumps(same, sort_keys=True), {})[run.recipe[key]] = run
+    for group in (one for one in groups.values() if len(one) >= 3):
+        name = next(iter(group.values())).recipe["objective.name"]
+        points = sorted((value, run.rsum) for value, run in group.items())
+        axes.plot(*zip(*points, strict=True), "o-", color=COLOUR[name], label=NAMES[name])
+    axes.set(xscale="log", ylabel="rsum on val")
+    axes.legend()
+
+
+def draw_spectra(runs: Iterable[Run], axes: Axes) -> None:
+    """The spectrum of the captions' covariance, each over its largest eigenvalue."""
+    for run in sorted(runs, key=lambda one: list(SPECTRA).index(one.folder.name)):
+        values = np.array(run.collapse["text"]["spectrum"])
+        axes.plot(1 + np.arange(len(values)), values / values[0], label=SPECTRA[run.folder.name])
+    axes.set(xscale="log", yscale="log", ylim=(1e-5, 1.5), xlabel="dimension", ylabel="eigenvalue over the largest")
+    axes.legend()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw both halves."""
+    """Draw both figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("search", type=Path)
     parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--out", type=Path, default=Path("docs/img"))
     given = parser.parse_args(arguments)
+    runs = read_runs([given.search, *given.runs])
     with figure_of(given.out / "image_text_recipe.png", (10, 4)) as figure:
         left, right = figure.subplots(1, 2)
         draw_trials(given.search, left)
-        draw_ranks([given.search, *given.runs], right)
+        draw_ranks(runs, right)
+    with figure_of(given.out / "image_text_questions.png", (12, 7)) as figure:
+        (top, contrast, batch), (captions, pictures, spectra) = figure.subplots(2, 3)
+        draw_study(given.search, "map", top, "objective.invariance", "objective.covariance", "covariance")
+        top.set(xlabel="invariance (variance 25)")
+        draw_study(given.search, "contrast", contrast, "contrast.weight")
+        contrast.set(xlabel="weight of InfoNCE beside VICReg")
+        short = [run for run in runs if run.folder.parent.name == "factor"]
+        draw_over(short, "loader.batch", batch)
+        batch.set(xlabel="batch")
+        for share, axes in (("captions", captions), ("pictures", pictures)):
+            draw_over(short, f"data.share.{share}", axes, ("training.epochs",))
+            axes.set(xlabel=f"share of the {share}")
+        draw_spectra([run for run in runs if run.folder.name in SPECTRA], spectra)
 
 
 if __name__ == "__main__":
