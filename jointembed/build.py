@@ -1,6 +1,7 @@
 """From a recipe to a model, its data, its optimizer and its evaluators."""
 
 import dataclasses
+import itertools
 import os
 import typing
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jointembed.branches import ENCODERS, EXPANDERS
+from jointembed.branches.transformer import TransformersText, TransformersVision, check_config
 from jointembed.data import DATASETS, TOKENS, VIEWS
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.data.samples import CaptionSamples, ImageSamples, PictureView, text_views
@@ -21,9 +23,10 @@ from jointembed.data.unreadable import readable
 from jointembed.errors import DataError, RecipeError
 from jointembed.evaluation import EVALUATORS
 from jointembed.evaluation.corrections import CORRECTIONS
+from jointembed.evaluation.evaluators import LOWER_IS_BETTER
 from jointembed.evaluation.protocols import PROTOCOLS
 from jointembed.inference.embed import Precision
-from jointembed.model import JointEmbedding, from_config
+from jointembed.model import JointEmbedding, construct, from_config
 from jointembed.objectives import OBJECTIVES
 from jointembed.objectives.contrasted import Contrasted
 from jointembed.objectives.members import PerMember
@@ -61,7 +64,7 @@ def check(recipe: Recipe) -> Recipe:
     branches = {
         name: dataclasses.replace(
             branch,
-            encoder=check_block(branch.encoder, ENCODERS, f"branches.{name}.encoder"),
+            encoder=_check_encoder(branch.encoder, f"branches.{name}.encoder"),
             expander=check_block(branch.expander, EXPANDERS, f"branches.{name}.expander"),
         )
         for name, branch in recipe.branches.items()
@@ -84,9 +87,20 @@ def check(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, evaluation=_check_evaluation(recipe))
 
 
+def _check_encoder(block: Block, path: str) -> Block:
+    block = check_block(block, ENCODERS, path)
+    if ENCODERS[block["name"]] in (TransformersText, TransformersVision) and block["config"] is not None:
+        check_config(block["config"], f"{path}.config")
+    return block
+
+
 def has_captions(data: DataRecipe) -> bool:
-    """Whether the training data set gives captions, by the annotation of its constructor."""
-    return typing.get_type_hints(DATASETS[data.train["name"]])["return"] is CaptionData
+    """Whether the data sets give captions, by the annotation of their constructors; `check` saw that all agree."""
+    return _gives_captions(data.train)
+
+
+def _gives_captions(block: Block) -> bool:
+    return typing.get_type_hints(DATASETS[block["name"]]).get("return") is CaptionData
 
 
 def _check_data(data: DataRecipe) -> DataRecipe:
@@ -106,6 +120,11 @@ def _check_data(data: DataRecipe) -> DataRecipe:
         raise RecipeError("data.text: missing; captions need tokens")
     if not has_captions(data) and data.text is not None:
         raise RecipeError(f"data.text: the data set {data.train['name']} has no captions")
+    for split in ("validation", "test"):
+        block = blocks[split]
+        if block is not None and _gives_captions(block) != has_captions(data):
+            gives = "no captions" if has_captions(data) else "captions"
+            raise RecipeError(f"data.{split}: {block['name']} gives {gives}, unlike data.train")
     for key, given in (("share", data.share is not None), ("texts", data.texts > 1)):
         if given and not has_captions(data):
             raise RecipeError(f"data.{key}: the data set {data.train['name']} has no captions")
@@ -115,6 +134,8 @@ def _check_data(data: DataRecipe) -> DataRecipe:
         if construct(view, VIEWS).random:
             raise RecipeError(f"data.{kind}_evaluation: missing; data.{kind} is random, evaluation is not")
         evaluation = view
+    elif construct(evaluation, VIEWS).random:
+        raise RecipeError(f"data.{kind}_evaluation: {evaluation['name']} is random here, evaluation must not be")
     return dataclasses.replace(data, **{f"{kind}_evaluation": evaluation})
 
 
@@ -127,6 +148,11 @@ def _check_views(recipe: Recipe) -> None:
     for view in texts:
         if view not in recipe.views:
             raise RecipeError(f"views.{view}: missing; the data gives this view (data.texts is {recipe.data.texts})")
+    for view, branch in recipe.views.items():  # a mel spectrogram is a picture of one plane
+        kind = "text" if view in texts else "audio" if view == "waveform" else "image"
+        read = getattr(ENCODERS[recipe.branches[branch].encoder["name"]], "modality", "image")
+        if read != kind:
+            raise RecipeError(f"views.{view}: the encoder of branch {branch!r} is for {read}, this view is {kind}")
     objective = make_objective(recipe)
     objective.check_views(recipe.views)
     objective.check_branches(recipe.views)
@@ -138,6 +164,8 @@ def _check_evaluation(recipe: Recipe) -> EvaluationRecipe:
     evaluators = options.evaluators
     if evaluators is None:
         evaluators = [{"name": "retrieval"}] if captions else [{"name": "knn"}, {"name": "collapse"}]
+    if not evaluators:
+        raise RecipeError("evaluation.evaluators: the list is empty; a model must be judged by something")
     evaluators = [
         check_block(one, EVALUATORS, f"evaluation.evaluators.{number}") for number, one in enumerate(evaluators)
     ]
@@ -155,12 +183,17 @@ def _check_evaluation(recipe: Recipe) -> EvaluationRecipe:
     if correct is not None and not captions:
         raise RecipeError(f"evaluation.correct: {correct['name']} corrects retrieval, and the data has no captions")
     numbers = [name for one in evaluators for name in construct(one, EVALUATORS).numbers]
+    select = options.select or numbers[0]
+    if select in LOWER_IS_BETTER:
+        raise RecipeError(f"evaluation.select: the lower {select} the better, and the model with the highest is kept")
+    if select not in numbers:
+        raise RecipeError(f"evaluation.select: no number {select!r}{nearest(select, numbers)}")
     return dataclasses.replace(
         options,
         evaluators=evaluators,
         embedding=options.embedding or ("z" if captions else "h"),
         views=None if captions else views,
-        select=options.select or numbers[0],
+        select=select,
         correct=correct,
     )
 
@@ -175,11 +208,6 @@ def check_correction(given: str | Block | None) -> Block | None:
 
 def _optional(block: Block | None, table: dict[str, Any], path: str) -> Block | None:
     return None if block is None else check_block(block, table, path)
-
-
-def construct(block: Block, table: Mapping[str, Any], *given: Any) -> Any:
-    """What a checked block names, made with its arguments."""
-    return table[block["name"]](*given, **{key: value for key, value in block.items() if key != "name"})
 
 
 # -- recipe -> parts ------------------------------------------------------------------------------------------------
@@ -197,9 +225,11 @@ def dataset(recipe: Recipe, split: str, *, whole: bool = False) -> Data:
         whole: with the unreadable pictures all the same, and with all that `data.share` leaves out.
 
     Raises:
-        RecipeError: the recipe names no such data.
+        RecipeError: no such split, or the recipe names no such data.
         DataError: what the data set refuses; more unreadable pictures than the recipe allows.
     """
+    if split not in SPLITS:
+        raise RecipeError(f"data.{split}: no such split{nearest(split, SPLITS)}")
     block = getattr(recipe.data, split)
     if block is None:
         raise RecipeError(f"data.{split}: the recipe names no {split} data")
@@ -211,6 +241,27 @@ def dataset(recipe: Recipe, split: str, *, whole: bool = False) -> Data:
     if recipe.data.share is not None and isinstance(data, CaptionData):
         data = share_of(data, **dataclasses.asdict(recipe.data.share))
     return data
+
+
+def check_classes(data: Mapping[str, Data]) -> None:
+    """Refuse splits in which a label means another class than in the training data.
+
+    Args:
+        data: by split, `train` among them; those without labels go with any.
+
+    Raises:
+        RecipeError: naming both data sets and the first class that differs.
+    """
+    train = data["train"]
+    for split, one in data.items():
+        names = [part.classes for part in (train, one) if isinstance(part, ImageData) and part.classes is not None]
+        if len(names) == 2 and names[0] != names[1]:
+            number = next(n for n, (a, b) in enumerate(itertools.zip_longest(*names)) if a != b)
+            known, found = (repr(some[number]) if number < len(some) else "missing" for some in names)
+            raise RecipeError(
+                f"data.{split}: class {number} is {found} in {one.name} and {known} in {train.name} (data.train); "
+                "labels can be compared only where all classes are the same"
+            )
 
 
 def caption_data(recipe: Recipe, split: str) -> CaptionData:
@@ -233,7 +284,7 @@ def tokens_of(recipe: Recipe, train: Data) -> Tokens | None:
     """The tokenizer, its vocabulary from the training captions; None for data without captions."""
     if recipe.data.text is None or not isinstance(train, CaptionData):
         return None
-    return construct(expand_variables(recipe.data.text, "data.text"), TOKENS, train.texts)
+    return construct(expand_variables(recipe.data.text, "data.text"), TOKENS, train.texts, path="data.text")
 
 
 def make_samples(
@@ -267,7 +318,7 @@ def make_objective(recipe: Recipe) -> Objective:
 
 def _objective(recipe: Recipe) -> Objective:
     """With ramps and added terms where the recipe says so."""
-    objective: Objective = construct(recipe.objective, OBJECTIVES)
+    objective: Objective = construct(recipe.objective, OBJECTIVES, path="objective")
     if recipe.ramp:
         ramps = {name: Ramp(**dataclasses.asdict(ramp)) for name, ramp in recipe.ramp.items()}
         objective = Ramped(objective, ramps)
@@ -324,17 +375,23 @@ def initialise(model: JointEmbedding, source: str) -> None:
     """Copy the branches of a trained model; an expander that the recipe leaves out (`widths: []`) is not copied.
 
     Raises:
-        RecipeError: a branch that is not there, or of another shape.
+        RecipeError: a branch that is not there, of another shape, or with words of another tokenizer.
     """
     other = JointEmbedding.from_pretrained(source)
     for name, branch in model.branches.items():
         if name not in other.branches:
             raise RecipeError(f"init_from: {source} has no branch {name!r}{nearest(name, other.branches)}")
+        if getattr(branch.encoder, "modality", "image") == "text" and _vocabulary(model) != _vocabulary(other):
+            raise RecipeError(f"init_from: {source}, branch {name!r}: its token numbers are those of another tokenizer")
         part = "" if any(True for _ in branch.get_submodule("expander").parameters()) else "encoder"
         try:
             branch.get_submodule(part).load_state_dict(other.branches[name].get_submodule(part).state_dict())
         except RuntimeError as error:
             raise RecipeError(f"init_from: {source}, branch {name!r}: {' '.join(str(error).split())[:400]}") from None
+
+
+def _vocabulary(model: JointEmbedding) -> str | None:
+    return None if model.tokens is None else model.tokens.tokenizer.to_str()
 
 
 def _check_widths(recipe: Recipe, model: JointEmbedding) -> None:
@@ -390,7 +447,7 @@ def optimizer_of(recipe: Recipe, model: JointEmbedding) -> torch.optim.Optimizer
         vector_scale=options.vector_scale,
         constant=[f"objective.{path}" for path in own] if options.constant is None else options.constant,
     )
-    return construct(recipe.optimizer, OPTIMIZERS, groups)
+    return construct(recipe.optimizer, OPTIMIZERS, groups, path="optimizer")
 
 
 def make_evaluators(recipe: Recipe) -> list[Any]:

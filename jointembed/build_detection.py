@@ -6,10 +6,8 @@ from typing import Any, cast
 
 import torch
 
-from jointembed.branches import ENCODERS
 from jointembed.branches.detector import DETECTORS, Detector
 from jointembed.branches.image import TorchvisionEncoder
-from jointembed.build import construct
 from jointembed.data.detection import DetectionData
 from jointembed.data.detection_coco import coco_detection
 from jointembed.data.detection_samples import DetectionSamples
@@ -18,7 +16,7 @@ from jointembed.errors import RecipeError
 from jointembed.evaluation.detection import STATS, AveragePrecision, coco_average_precision
 from jointembed.evaluation.detection_voc import voc_average_precision
 from jointembed.inference.detect import Detections
-from jointembed.model import JointEmbedding
+from jointembed.model import JointEmbedding, construct
 from jointembed.optim import OPTIMIZERS, SCHEDULES
 from jointembed.optim.groups import parameter_groups
 from jointembed.recipe import Block, check_block, check_schedule, expand_variables, nearest
@@ -30,6 +28,7 @@ DETECTION_DATASETS: dict[str, Callable[..., DetectionData]] = {
     "voc_devkit": voc_devkit,
     "voc_folder": voc_folder,
 }
+DETECTION_ENCODERS = {"torchvision": TorchvisionEncoder}
 
 
 def check(recipe: DetectionRecipe) -> DetectionRecipe:
@@ -43,7 +42,9 @@ def check(recipe: DetectionRecipe) -> DetectionRecipe:
         for split in ("train", "validation", "test")
         for block in (getattr(recipe.data, split),)
     }
-    encoder = None if recipe.encoder is None else check_block(recipe.encoder, ENCODERS, "encoder")
+    encoder = None if recipe.encoder is None else check_block(recipe.encoder, DETECTION_ENCODERS, "encoder")
+    if encoder is not None and encoder["channels"] != 3:
+        raise RecipeError(f"encoder.channels: {encoder['channels']} planes, a detector's pictures have 3")
     detector = check_block(recipe.detector, DETECTORS, "detector")
     for key, value in detector.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < (0 if key == "freeze_at" else 1):
@@ -109,12 +110,12 @@ def make_encoder(recipe: DetectionRecipe, *, pretrained: bool = True) -> tuple[T
         pretrained: load the weights that the encoder names; False builds the bare architecture.
 
     Raises:
-        RecipeError: `init_from` has no such view, or its encoder is none of torchvision's.
+        RecipeError: `init_from` has no such view, or its encoder is none of torchvision's for pictures of 3 planes.
     """
     if recipe.init_from is None:
         block = cast(Block, expand_variables(recipe.encoder, "encoder"))
         given = block if pretrained or "weights" not in block else block | {"weights": None}
-        return construct(given, ENCODERS), block
+        return construct(given, DETECTION_ENCODERS, path="encoder"), block
     source = expand_variables(recipe.init_from, "init_from")
     model = JointEmbedding.from_pretrained(source)
     if recipe.view not in model.views:
@@ -122,6 +123,8 @@ def make_encoder(recipe: DetectionRecipe, *, pretrained: bool = True) -> tuple[T
     encoder = model.branch(recipe.view).encoder
     if not isinstance(encoder, TorchvisionEncoder):
         raise RecipeError(f"init_from: the encoder of {recipe.view!r} is a {type(encoder).__name__}, not torchvision's")
+    if encoder.channels != 3:
+        raise RecipeError(f"init_from: the encoder of {recipe.view!r} takes {encoder.channels} planes, a detector 3")
     block = dict(model.config["branches"][model.views[recipe.view]]["encoder"])
     return encoder.requires_grad_(True).train(), block
 
@@ -131,7 +134,7 @@ def make_detector(
 ) -> tuple[Detector, dict[str, Any]]:
     """The detector, and the content of its `config.json`."""
     encoder, block = make_encoder(recipe, pretrained=pretrained)
-    detector = construct(recipe.detector, DETECTORS, encoder, len(categories))
+    detector = construct(recipe.detector, DETECTORS, encoder, len(categories), path="detector")
     config = {
         "name": recipe.name,
         "encoder": block | {"weights": None},
@@ -146,7 +149,7 @@ def make_detector(
 def optimizer_of(recipe: DetectionRecipe, detector: Detector) -> torch.optim.Optimizer:
     """The optimizer; biases and norms do not decay."""
     groups = parameter_groups(detector, weight_decay=recipe.optimizer.get("weight_decay", 0.0))
-    return construct(recipe.optimizer, OPTIMIZERS, groups)
+    return construct(recipe.optimizer, OPTIMIZERS, groups, path="optimizer")
 
 
 def score(

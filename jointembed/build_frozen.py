@@ -1,5 +1,8 @@
 """Recipe and model -> cached representations of frozen encoders."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from jointembed.build import Data, cache_folder, view_pipeline
@@ -27,18 +30,26 @@ class FrozenRows:
         return self.recipe.data.cache and view in self.model.views and self.model.branch(view).frozen
 
     def __call__(self, data: Data) -> Tensor | None:
-        """Representations (I, R) of the fixed view, or None where pictures go through the encoder each time."""
+        """Representations (I, R) of the view of evaluation, or None where pictures go through the encoder each time."""
+        return self._fixed(data, evaluation=True)
+
+    def _fixed(self, data: Data, *, evaluation: bool) -> Tensor | None:
         if not self.active or not isinstance(data, CaptionData):
             return None
-        inputs = {"view": self.recipe.data.image_evaluation, "data": data.fingerprint}
+        view = self.recipe.data.image_evaluation if evaluation else self.recipe.data.image
+        inputs = {"view": view, "data": data.fingerprint}
         compute = frozen_image_rows(
             self.model,
-            view_pipeline(self.recipe.data, evaluation=True),
+            view_pipeline(self.recipe.data, evaluation=evaluation),
             data,
             batch=self.recipe.evaluation.batch,
             workers=self.recipe.loader.workers,
         )
-        return cached_rows(self.model.branch("image").encoder, inputs, compute, cache_folder())
+        return self._cached("image", inputs, compute)
+
+    def _cached(self, view: str, inputs: dict[str, Any], compute: Callable[[], Tensor]) -> Tensor:
+        block = self.recipe.branches[self.recipe.views[view]].encoder  # pooling and the like are in no weights
+        return cached_rows(self.model.branch(view).encoder, inputs | {"encoder": block}, compute, cache_folder())
 
     def rows(self, data: Data) -> dict[str, Tensor | None]:
         """Both sides, as the functions that embed captioned data take them: `cached` and `cached_text`."""
@@ -53,13 +64,17 @@ class FrozenRows:
             "tokens": tokens.tokenizer.to_str(), "max_length": tokens.max_length, "data": data.fingerprint,
         }  # fmt: skip
         compute = frozen_text_rows(self.model, data, batch=self.recipe.evaluation.batch)
-        return cached_rows(self.model.branch("text").encoder, inputs, compute, cache_folder())
+        return self._cached("text", inputs, compute)
 
     def of_training(self, data: Data, rows: Tensor | None) -> Tensor | None:
-        """What training samples take: `rows` of the fixed view, or those of all kept random views, (I, V, R)."""
-        if self.drawn is None or not isinstance(data, CaptionData):
-            return rows
+        """What training samples take: rows of its fixed view, or those of all kept random views, (I, V, R).
+
+        `rows` are those of evaluation, which are taken where training has the same view.
+        """
         recipe = self.recipe
+        if self.drawn is None or not isinstance(data, CaptionData):
+            same = recipe.data.image == recipe.data.image_evaluation
+            return rows if same else self._fixed(data, evaluation=False)
         inputs = {
             "view": recipe.data.image, "data": data.fingerprint, "drawn": self.drawn, "seed": recipe.seed,
         }  # fmt: skip
@@ -72,4 +87,4 @@ class FrozenRows:
             batch=recipe.evaluation.batch,
             workers=recipe.loader.workers,
         )
-        return cached_rows(self.model.branch("image").encoder, inputs, compute, cache_folder())
+        return self._cached("image", inputs, compute)

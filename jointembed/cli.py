@@ -11,6 +11,7 @@ import typer
 
 from jointembed.cli_bench import bench_app
 from jointembed.cli_data import Overrides, data_app
+from jointembed.cli_options import refuse
 from jointembed.cli_tune import tune
 from jointembed.cli_use import classify, embed, export, index, search, serve
 from jointembed.errors import JointEmbedError
@@ -40,6 +41,10 @@ def main() -> None:
         if not error.shared or os.environ.get("RANK", "0") == "0":
             print(f"jointembed: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # not of a closed pipe: at that typer ends by itself
+        reason = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        print(f"jointembed: {reason}", file=sys.stderr)
+        sys.exit(JointEmbedError.exit_code)
     except (RuntimeError, MemoryError) as error:
         from jointembed.training.memory import is_out_of_memory
 
@@ -100,6 +105,7 @@ def _print_profile(run: Path) -> None:
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path | None, typer.Argument(help="Run folder.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     protocol: Annotated[str | None, typer.Option(help="full, coco_5k, coco_1k_5fold, flickr_1k.")] = None,
@@ -132,6 +138,7 @@ def evaluate(
     """Measure a run: R@1/5/10 with intervals and chance level, or the accuracies of its representations."""
     if (run is None) == (embeddings is None):
         raise typer.BadParameter("give either a run folder or --embeddings FILE")
+    _refuse_unheeded(context, embeddings, truth, task)
     if embeddings is not None:
         _evaluate_file(embeddings, protocol, truth, correct)
     elif run is not None and task == "voc07":
@@ -147,7 +154,22 @@ def evaluate(
         if has_captions(run_recipe(run).data):
             _evaluate_run(run, split, protocol, against, correct)
         else:
+            refuse(context, ("protocol", "against", "correct"), f"needs captions; the data of {run} have none")
             _evaluate_features(run, split)
+
+
+def _refuse_unheeded(context: typer.Context, embeddings: Path | None, truth: Path | None, task: str | None) -> None:
+    of_a_run = ("split", "against", "task", "change", "resume", "overwrite")
+    for refused, options, why in (
+        (embeddings is not None, of_a_run, "does not go with --embeddings, it needs a run folder"),
+        (embeddings is None, ("truth",), "needs --embeddings FILE"),
+        (truth is not None, ("protocol",), "does not go with --truth, which is a protocol of its own"),
+        (task is None, ("change", "resume", "overwrite"), "needs --task"),
+        (task is not None, ("split", "protocol", "against", "correct"), "does not go with --task, which has its own"),
+        (task == "voc07", ("resume", "overwrite"), "does not go with --task voc07, which starts anew each time"),
+    ):
+        if refused:
+            refuse(context, options, why)
 
 
 def _evaluate_svm(run: Path, change: list[str]) -> None:
@@ -338,6 +360,7 @@ def baselines(
 
 @app.command()
 def table(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="imagenet, semi, transfer, flexibility, retrieval, ablation or cost.")],
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them at any depth.")] = None,
     form: Annotated[str, typer.Option("--format", help="markdown, json or html; of a plan markdown or json.")] = (
@@ -362,6 +385,7 @@ def table(
     if plan:
         _print_plan(name, form, gpus, gpu, scale, [*(measured or []), *(runs or [])])
         return
+    refuse(context, ("gpus", "gpu", "scale", "measured"), "needs --plan")
     if form not in ("markdown", "json", "html"):
         raise typer.BadParameter(f"no format {form!r}; there are markdown, json, html")
     from jointembed.report.results import table_page

@@ -29,8 +29,12 @@ def bench_loss(
 ) -> None:
     """Losses, forward and backward, against the authors' formulas written plainly and against lightly's."""
     from jointembed.bench import loss, plots
+    from jointembed.bench.rivals import PLAIN
     from jointembed.bench.share import loss_share
 
+    objectives = ["vicreg"] if grid else objective or ["vicreg"]
+    if plot is not None and (share or len(objectives) > 1 or objectives[0] not in PLAIN):
+        raise typer.BadParameter(f"--plot draws one objective against its authors' formula: {' or '.join(PLAIN)}")
     if share:
         _give({"share": loss_share(repeats=repeats)}, out)
         return
@@ -38,13 +42,11 @@ def bench_loss(
         found = loss.bench_grid(ns=rows or loss.GRID_N, ds=widths or loss.GRID_D, repeats=repeats)
     else:
         found = [
-            row
-            for name in objective or ["vicreg"]
-            for row in loss.bench_loss(ns=rows, ds=widths, repeats=repeats, objective=name)
+            row for name in objectives for row in loss.bench_loss(ns=rows, ds=widths, repeats=repeats, objective=name)
         ]
+    _give({"rows": found}, out)
     if plot is not None:
         plots.plot_grid(found, plot)
-    _give({"rows": found}, out)
 
 
 @bench_app.command("train")
@@ -87,9 +89,9 @@ def bench_curves(
     from jointembed.bench.plots import plot_curves
 
     found = measure(pictures=pictures, steps=steps, batch=batch, size=size, width=width)
+    _give(found, out)
     if plot is not None:
         plot_curves(found["losses"], plot)
-    _give(found, out)
 
 
 @bench_app.command("embed")
@@ -135,9 +137,9 @@ def bench_views(
     found = measure(
         pictures=pictures, side=side, count=count, repeats=repeats, size=size, small=small, pipelines=pipeline
     )
+    _give(found, out)
     if plot is not None:
         plot_views(found["pipelines"], plot)
-    _give(found, out)
 
 
 @bench_app.command("growth")
@@ -155,9 +157,9 @@ def bench_growth(
     from jointembed.bench.plots import plot_growth
 
     found = measure(what=what, doublings=doublings, repeats=repeats)
+    _give({"series": found}, out)
     if plot is not None:
         plot_growth(found, plot)
-    _give({"series": found}, out)
 
 
 @bench_app.command("retrieval")
@@ -186,9 +188,9 @@ def bench_retrieval_scale(
     from jointembed.bench.retrieval_scale import plot as draw
 
     found = measure(texts=texts or [10_000, 100_000, 1_000_000], images=images, dimension=dimension)
+    _print_json(found)
     if plot is not None:
         draw(found["rows"], plot)
-    _print_json(found)
 
 
 @bench_app.command("exactness")

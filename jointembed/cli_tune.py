@@ -1,9 +1,14 @@
 """The command `jointembed tune`. Heavy imports live inside it, so that help appears at once."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from jointembed.report.trials import Trials
 
 
 def tune(
@@ -26,7 +31,6 @@ def tune(
         return
     if out is None:
         raise typer.BadParameter("--out: a folder for the search")
-    from jointembed.report.trials import trials_page
     from jointembed.tuning import tune as run
     from jointembed.tuning_space import load_space
 
@@ -36,19 +40,31 @@ def tune(
         raise typer.BadParameter(f"two searches have one name: {', '.join(names)}")
     for space in spaces:  # the last one is as right as the first before any work
         load_space(space)
-    for space in spaces:
-        found = run(space, out if len(spaces) == 1 else out / space.stem, trials=trials, minutes=minutes, say=_say)
-        print(getattr(trials_page(found), form)())
+    found: list[Trials] = []
+    try:
+        for space in spaces:
+            folder = out if len(spaces) == 1 else out / space.stem
+            found.append(run(space, folder, trials=trials, minutes=minutes, say=_say))
+    finally:  # a search that fails hides none of those before it
+        _print(found, form)
 
 
 def _show(folder: Path, form: str) -> None:
-    from jointembed.report.trials import trials_page
     from jointembed.tuning import read_trials, write_trials
 
-    for place, search in read_trials(folder).items():
+    found = read_trials(folder)
+    for place, search in found.items():
         write_trials(search, place)
-        print(getattr(trials_page(search), form)())
+    _print(list(found.values()), form)
+
+
+def _print(searches: Sequence["Trials"], form: str) -> None:
+    """All searches as one document."""
+    from jointembed.report.trials import trials_page
+
+    if searches:
+        print(getattr(trials_page(*searches), form)())
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(line, file=sys.stderr, flush=True)  # what is printed is the table alone

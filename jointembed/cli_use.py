@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from jointembed.cli_options import refuse
+
 ViewOption = Annotated[str | None, typer.Option(help="View of the model; the first that takes such data if not given.")]
 ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts or pictures, in files that have columns.")]
 IdColumnOption = Annotated[str | None, typer.Option(help="Column of the ids.")]
 ShardSizeOption = Annotated[int, typer.Option(help="Inputs a shard; a tar archive is one shard.")]
-BatchOption = Annotated[int, typer.Option(help="Inputs through the branch at once.")]
-WorkersOption = Annotated[int, typer.Option(help="Processes that decode pictures.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Inputs through the branch at once.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")]
 MaxBadOption = Annotated[int, typer.Option(help="Bad inputs a worker may skip; they are listed in skipped.jsonl.")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, or bf16 under autocast.")]
 
@@ -68,6 +70,7 @@ def _embed(
 
 
 def index(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Folder of embeddings; or, with DATA, a run, model folder or hub id.")],
     out: Annotated[Path, typer.Option(help="Index folder.")],
     data: Annotated[str | None, typer.Argument(help="What to embed first, as `jointembed embed` takes it.")] = None,
@@ -93,6 +96,9 @@ def index(
     from jointembed.data.json_file import read_text
     from jointembed.inference.index_build import build_index, check_free
 
+    if data is None:
+        of_embedding = ("view", "column", "id_column", "batch", "workers", "precision", "max_bad")
+        refuse(context, of_embedding, "needs DATA to embed; in a folder of embeddings that is done")
     check_free(out, overwrite=overwrite)
     embeddings = Path(source)
     if data is not None:  # kept until the index is there: a second try goes on

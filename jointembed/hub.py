@@ -20,12 +20,11 @@ def model_folder(path: Path | str) -> Path:
         raise WeightsError(f"{folder}: no config.json there, nor in its folder model/")
     if str(path).count("/") != 1 or str(path).startswith((".", "/")):
         raise WeightsError(f"{folder}: no such model folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
         raise WeightsError(f"{path}: no such folder, and the hub did not give it ({type(error).__name__})") from None
 
 

@@ -20,11 +20,12 @@ from jointembed.branches import ENCODERS, EXPANDERS
 from jointembed.branches.branch import Branch
 from jointembed.branches.members import Members, first_member
 from jointembed.branches.target import forward_shuffled, make_target, update_target
+from jointembed.branches.transformer import saved_config
 from jointembed.data import VIEWS
 from jointembed.data.forms import Picture, as_view, is_one
 from jointembed.data.samples import Batch, PictureView
 from jointembed.data.tokens import Tokens, pad
-from jointembed.errors import DataError, JointEmbedError, WeightsError
+from jointembed.errors import DataError, JointEmbedError, RecipeError, WeightsError
 from jointembed.hub import FORMAT, model_folder, push, read_config
 from jointembed.layers import Embedding
 from jointembed.objectives.objective import Embed, Objective, ViewShape
@@ -345,7 +346,7 @@ class JointEmbedding(nn.Module):
             encoder = first_member(cast(Branch, self.branches[name]).encoder)
             config = getattr(getattr(encoder, "model", None), "config", None)
             if config is not None:
-                block["encoder"] = block["encoder"] | {"model": None, "config": config.to_dict()}
+                block["encoder"] = block["encoder"] | {"model": None, "config": saved_config(config)}
         return blocks
 
     @classmethod
@@ -391,11 +392,15 @@ def from_config(
         pretrained: load the weights that encoders name; False builds the bare architecture.
 
     Raises:
+        RecipeError: arguments that an encoder or expander refuses, with the path of its block.
         WeightsError: a key or name of the config that does not fit this version.
     """
     try:
-        branches = {name: _branch(block, tokens, pretrained=pretrained) for name, block in config["branches"].items()}
-        image = _named(VIEWS, config["image"]) if config.get("image") else None
+        branches = {
+            name: _branch(block, tokens, f"branches.{name}", pretrained=pretrained)
+            for name, block in config["branches"].items()
+        }
+        image = construct(config["image"], VIEWS) if config.get("image") else None
         return JointEmbedding(
             branches,
             config["views"],
@@ -409,32 +414,52 @@ def from_config(
         raise WeightsError(f"config: {type(error).__name__} {error}; it does not fit version {__version__}") from error
 
 
-def _branch(block: dict[str, Any], tokens: Tokens | None, *, pretrained: bool) -> Branch:
+def _branch(block: dict[str, Any], tokens: Tokens | None, path: str, *, pretrained: bool) -> Branch:
     encoder_block = dict(block["encoder"])
-    constructor = ENCODERS[encoder_block.pop("name")]
     if not pretrained and "weights" in encoder_block:
         encoder_block["weights"] = None
     given: tuple[Any, ...] = ()
-    if getattr(constructor, "modality", "image") == "text":
+    if getattr(ENCODERS[encoder_block["name"]], "modality", "image") == "text":
         if tokens is None:
             raise WeightsError("a text branch needs a tokenizer: data.text in the recipe, tokenizer.json in a model")
         given = (tokens.vocabulary,)
+
+    def make_encoder() -> Any:
+        return construct(encoder_block, ENCODERS, *given, path=f"{path}.encoder")
+
+    def make_expander(width: int) -> Any:
+        return construct(block["expander"], EXPANDERS, width, path=f"{path}.expander")
+
     members = block.get("members", 1)
     if members == 1:
-        encoder = constructor(*given, **encoder_block)
-        expander = _named(EXPANDERS, block["expander"], encoder.width)
+        encoder = make_encoder()
+        expander = make_expander(encoder.width)
     elif block.get("train") == "none":  # copies of what is not trained would be one encoder several times
-        encoder = constructor(*given, **encoder_block)
-        expander = Members(lambda: _named(EXPANDERS, block["expander"], encoder.width), members, split=False)
+        encoder = make_encoder()
+        expander = Members(lambda: make_expander(encoder.width), members, split=False)
     else:
-        encoder = Members(lambda: constructor(*given, **encoder_block), members, split=False)
-        expander = Members(lambda: _named(EXPANDERS, block["expander"], encoder.width // members), members, split=True)
+        encoder = Members(make_encoder, members, split=False)
+        expander = Members(lambda: make_expander(encoder.width // members), members, split=True)
     return Branch(encoder, expander, train=block.get("train", "all"))
 
 
-def _named(table: Mapping[str, Any], block: dict[str, Any], *given: Any) -> Any:
-    arguments = {key: value for key, value in block.items() if key != "name"}
-    return table[block["name"]](*given, **arguments)
+def construct(block: Mapping[str, Any], table: Mapping[str, Any], *given: Any, path: str | None = None) -> Any:
+    """What a checked block names, made with its arguments.
+
+    Args:
+        block: `{name: ..., argument: ...}`.
+        table: from names to constructors.
+        given: what the constructor takes besides, by position.
+        path: dotted path of the block, where its arguments go on to a library that may refuse them.
+
+    Raises:
+        RecipeError: what such a library refuses, in its words.
+    """
+    refused = () if path is None else (ValueError, AssertionError, ArithmeticError, RuntimeError)
+    try:
+        return table[block["name"]](*given, **{key: value for key, value in block.items() if key != "name"})
+    except refused as error:
+        raise RecipeError(f"{path}: {' '.join(str(error).split())[:400] or type(error).__name__}") from error
 
 
 def _untimed(stage: str) -> AbstractContextManager[None]:

@@ -177,19 +177,24 @@ class Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its traps: `1e-4` is a number, `no` is a word, a key given twice is an error."""
+    """YAML 1.1 without its traps: `1e-4` is a number, `no` and `010` are words, a key given twice is an error."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes each word that YAML 1.1 or `_Loader` would take for something else."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$", re.IGNORECASE),
-    list("-+.0123456789"),
-)
+for _kind, _pattern, _first in (
+    ("bool", r"^(?:true|false)$", "tTfF"),
+    ("int", r"^[-+]?(?:0|[1-9]\d*)$", "-+0123456789"),
+    ("float", r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$", "-+.0123456789"),
+):
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern, re.IGNORECASE), list(_first))
 
 
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -270,7 +275,7 @@ def _plain(value: Any) -> Any:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe_tree(recipe), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe_tree(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def set_key(tree: dict[str, Any], override: str) -> None:

@@ -20,6 +20,7 @@ from jointembed import distributed
 from jointembed.build import (
     SPLITS,
     Data,
+    check_classes,
     check_correction,
     dataset,
     make_evaluators,
@@ -54,6 +55,7 @@ from jointembed.layers import convert_batch_norm
 from jointembed.model import JointEmbedding, from_config
 from jointembed.objectives.objective import Objective
 from jointembed.objectives.supervised import Supervised
+from jointembed.objectives.wrapped import innermost
 from jointembed.optim import SCHEDULES
 from jointembed.recipe import Block, Recipe, dump_recipe, recipe_tree
 from jointembed.tensor_files import save_tensors
@@ -101,6 +103,7 @@ def _train(
         accelerator.init_trackers("jointembed")
     torch.manual_seed(recipe.seed)
     data = {split: dataset(recipe, split) for split in SPLITS[:2] if getattr(recipe.data, split) is not None}
+    check_classes(data)
     if recipe.data.skip_unreadable and distributed.is_main():
         write_skipped(run / "skipped.jsonl", data["train"].skipped)
     tokens = tokens_of(recipe, data["train"])
@@ -112,6 +115,8 @@ def _train(
     if recipe.training.batch_norm == "global":
         convert_batch_norm(model, accelerator.device.type)
     model.to(accelerator.device)
+    if distributed.rank():  # else all ranks would draw the same dropout; the main one goes on as a single process does
+        torch.manual_seed(recipe.seed + distributed.rank())
     if recipe.training.compile:
         for branch in model.branches.values():
             branch.compile()
@@ -181,7 +186,12 @@ def _train(
         stages=stages,
     )
     if distributed.is_main():
-        _write_cost(run, recipe, accelerator.device)
+        encoders = {name: one.encoder.get("model") or one.encoder["name"] for name, one in recipe.branches.items()}
+        write_cost(
+            run, accelerator.device,
+            objective=recipe.objective["name"], encoders=encoders, batch=recipe.loader.batch, epochs=options.epochs,
+            data=recipe.data.train,
+        )  # fmt: skip
         if stages is not None:
             timed = [{"stage": one, "milliseconds": ms, "percent": share} for one, ms, share in stages.table()]
             (run / "profile.json").write_text(json.dumps({"steps": stages.steps, "stages": timed}, indent=1), "utf-8")
@@ -196,7 +206,8 @@ def _online_probe(data: Data, model: JointEmbedding) -> OnlineProbe:
 
 def _epoch_embedder(recipe: Recipe, model: JointEmbedding, data: Data, precision: Precision) -> Any:
     """What `start_epoch` may call; None for an objective that does not look at the whole training set."""
-    if model.objective is None or type(model.objective).start_epoch is Objective.start_epoch:
+    objective = innermost(model.objective)
+    if objective is None or type(objective).start_epoch is Objective.start_epoch:
         return None
     return partial(
         embed_epoch,
@@ -308,10 +319,11 @@ def features_of(recipe: Recipe, model: JointEmbedding, data: ImageData, precisio
         workers=recipe.loader.workers,
     )
     label = None if data.labels is None else torch.from_numpy(data.labels)
-    if not isinstance(model.objective, Supervised):
+    objective = innermost(model.objective)
+    if not isinstance(objective, Supervised):
         return Features(rows, label)
     with torch.inference_mode():
-        return Features(rows, label, model.objective.classifier(rows.to(model.device)).float().cpu())
+        return Features(rows, label, objective.classifier(rows.to(model.device)).float().cpu())
 
 
 @torch.inference_mode()
@@ -337,7 +349,8 @@ def _embeddings(recipe: Recipe, model: JointEmbedding, rows: Tensor) -> Tensor |
 
 
 def _publish(recipe: Recipe, run: Path, model: JointEmbedding) -> None:
-    weights = model.state_dict()
+    weights, objective = model.state_dict(), innermost(model.objective)
+    path = next((name for name, module in model.named_modules() if module is objective), "")
     if distributed.sharded_units(model):
         weights = distributed.whole(weights)
         model = from_config(model.config, model.tokens)
@@ -345,13 +358,19 @@ def _publish(recipe: Recipe, run: Path, model: JointEmbedding) -> None:
     if distributed.is_main():
         with writing(run / "model"):
             model.save_pretrained(run / "model", model_card(recipe.name, recipe.description, dump_recipe(recipe), run))
-            if recipe.objective["name"] == "supervised":
-                parts = {name: weights[f"objective.classifier.{name}"].contiguous() for name in ("weight", "bias")}
+            if isinstance(objective, Supervised):
+                parts = {name: weights[f"{path}.classifier.{name}"].contiguous() for name in ("weight", "bias")}
                 save_tensors(parts, run / "model" / CLASSIFIER)
 
 
-def _write_cost(run: Path, recipe: Recipe, device: torch.device) -> None:
-    """What the run took: `cost.json`, for the cost table. Peak memory is that of this process and of its device."""
+def write_cost(run: Path, device: torch.device, **told: Any) -> None:
+    """What a run took: `cost.json`, for the cost table. Peak memory is that of this process and of its device.
+
+    Args:
+        run: its folder; a log without a line of training gives no speed.
+        device: that it ran on.
+        **told: what else the file shall hold, JSON values.
+    """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     speeds = [line["samples_per_second"] for line in lines if line["kind"] == "train"]
     cost = {
@@ -359,12 +378,8 @@ def _write_cost(run: Path, recipe: Recipe, device: torch.device) -> None:
         "samples_per_second": float(np.median(speeds)) if speeds else None,
         "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        "objective": recipe.objective["name"],
-        "encoders": {name: one.encoder.get("model") or one.encoder["name"] for name, one in recipe.branches.items()},
-        "batch": recipe.loader.batch,
-        "epochs": recipe.training.epochs,
         "world": distributed.world(),
-        "data": recipe.data.train,
+        **told,
     }
     (run / "cost.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointembed.build import SPLITS, dataset, make_evaluators, make_model, precision_of, view_pipeline
+from jointembed.build import SPLITS, check_classes, dataset, make_evaluators, make_model, precision_of, view_pipeline
 from jointembed.data.records import ImageData
 from jointembed.errors import CheckpointError, EvaluationError, RecipeError
 from jointembed.evaluation.evaluators import Classifier, Features
@@ -41,6 +41,7 @@ def measure_baselines(recipe: Recipe, folder: Path, split: str = "validation") -
     train, test = dataset(recipe, "train"), dataset(recipe, split)
     if not isinstance(train, ImageData) or not isinstance(test, ImageData):
         raise RecipeError(f"data.train: {train.name} has captions; baselines are of pictures with classes")
+    check_classes({"train": train, split: test})
     _open(folder, recipe)
     torch.manual_seed(recipe.seed)
     model = make_model(recipe, None)

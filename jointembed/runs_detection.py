@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import resource
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from jointembed.layers import convert_batch_norm
 from jointembed.optim import SCHEDULES
 from jointembed.recipe import dump_recipe, nearest
 from jointembed.recipe_detection import DetectionRecipe, load_detection_recipe
-from jointembed.runs import make_accelerator, resumable
+from jointembed.runs import make_accelerator, resumable, write_cost
 from jointembed.training.allocator import keep_freed_memory
 from jointembed.training.folder import opened, record, save_evaluation, writing
 from jointembed.training.log import console
@@ -116,7 +115,10 @@ def _train(
         skip_nonfinite=options.skip_nonfinite,
     )
     if distributed.is_main():
-        _write_cost(recipe, run, accelerator.device)
+        write_cost(
+            run, accelerator.device,
+            detector=recipe.detector["name"], batch=recipe.loader.batch, steps=options.steps, data=recipe.data.train,
+        )  # fmt: skip
     return state
 
 
@@ -202,24 +204,6 @@ def _announce(recipe: DetectionRecipe, detector: Detector, data: DetectionData, 
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _write_cost(recipe: DetectionRecipe, run: Path, device: torch.device) -> None:
-    """What the run took: `cost.json`. Peak memory is that of this process and of its device."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    speeds = sorted(line["samples_per_second"] for line in lines if line["kind"] == "train")
-    cost = {
-        "seconds": lines[-1]["seconds"],
-        "samples_per_second": speeds[len(speeds) // 2],
-        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        "detector": recipe.detector["name"],
-        "batch": recipe.loader.batch,
-        "steps": recipe.training.steps,
-        "world": distributed.world(),
-        "data": recipe.data.train,
-    }
-    (run / "cost.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
 
 
 # -- evaluation -----------------------------------------------------------------------------------------------------

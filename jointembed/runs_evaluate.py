@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from jointembed.build import (
     SPLITS,
     caption_data,
     check,
+    check_classes,
     check_correction,
     dataset,
     precision_of,
@@ -74,6 +76,7 @@ def evaluate_features(run: Path, split: str) -> dict[str, Any]:
         model.objective = _classifier_of(run).to(model.device)
     train, test = dataset(recipe, "train"), dataset(recipe, split)
     assert isinstance(train, ImageData) and isinstance(test, ImageData)  # check() saw to it
+    check_classes({"train": train, split: test})
     numbers = judge_features(recipe, model, train, test, precision_of(recipe, model.device))
     record = {
         "split": split,
@@ -110,16 +113,17 @@ def evaluate_run(
         split: train, validation or test.
         protocol: that of the recipe if not given.
         correct: a correction by name or block in place of the recipe's, or `none`. A corrected evaluation has a folder
-            of its own, and its protocol is called by both names wherever it is shown.
+            of its own, and its protocol is called by both names wherever it is shown; see `correction_name`.
 
     Raises:
-        RecipeError: a split or correction that is not there.
+        RecipeError: a split, protocol or correction that is not there.
     """
     recipe = run_recipe(run)
     correction = check_correction(recipe.evaluation.correct if correct is None else correct)
     if split not in SPLITS:
         raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
     protocol = protocol or recipe.evaluation.protocol
+    _check_protocol(protocol)
     model = run_model(run)
     data = caption_data(recipe, split)
     precision = precision_of(recipe, model.device)
@@ -141,7 +145,7 @@ def evaluate_run(
         embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids,
         correct=fitted_correction(recipe, correction, model, train, precision),
     )  # fmt: skip
-    name = "" if correction is None else str(correction["name"])
+    name = correction_name(correction)
     folder = run / "evaluation" / "-".join(filter(None, (split, protocol, name)))
     folder.mkdir(parents=True, exist_ok=True)
     record = {
@@ -161,6 +165,20 @@ def evaluate_run(
     card = model_card(recipe.name, recipe.description, dump_recipe(recipe), run)
     (run / "model" / "README.md").write_text(card, encoding="utf-8")
     return Evaluated(folder, record, data, embeddings)
+
+
+def correction_name(correction: Block | None) -> str:
+    """What folders and protocols call a checked correction: its name, and its arguments that are not the defaults."""
+    if correction is None:
+        return ""
+    usual = check_correction(correction["name"]) or {}
+    changed = sorted(key for key, value in correction.items() if value != usual[key])
+    return "-".join([correction["name"], *(f"{key}-{quote(str(correction[key]), safe='')}" for key in changed)])
+
+
+def _check_protocol(protocol: str) -> None:
+    if protocol not in PROTOCOLS:
+        raise RecipeError(f"--protocol: no {protocol!r}; there are {', '.join(PROTOCOLS)}")
 
 
 def measured(found: Retrieval) -> dict[str, Any]:
@@ -204,12 +222,11 @@ def evaluate_file(
         found = judged(file.image, file.text, ground_truth(truth, file.image_ids, file.text_ids))
         protocol = truth.name
     elif file.image_of_text is not None:
-        if protocol not in PROTOCOLS:
-            raise RecipeError(f"--protocol: no {protocol!r}{nearest(protocol, PROTOCOLS)}")
+        _check_protocol(protocol)
         found = PROTOCOLS[protocol](
             file.image, file.text, np.arange(len(file.image)), file.image_of_text, correct=make_correction(correction)
         )
-        protocol = protocol if correction is None else f"{protocol}, {correction['name']}"
+        protocol = ", ".join(filter(None, (protocol, correction_name(correction))))
     else:
         if protocol != "full":
             raise RecipeError(f"--protocol: {protocol} needs image_of_text in the file; positives allow only 'full'")

@@ -46,6 +46,8 @@ def evaluate_task(
 ) -> dict[str, Any]:
     """Train and judge one task of `TASKS` on a run; written to `RUN/evaluation/validation-TASK/metrics.json`.
 
+    The record holds the overrides as `settings`, so that what was measured in another way is no repetition.
+
     Args:
         run: of pictures without captions.
         task: its name.
@@ -62,12 +64,16 @@ def evaluate_task(
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = [line for line in lines if line["kind"] == "validation"][-1]
     data = dataset(recipe, "validation")
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        set_key(settings, override)
     record = {
         "task": task,
         "split": "validation",
         "data": data.name,
         "fingerprint": data.fingerprint,
         "n_images": len(data.pictures),
+        "settings": settings,
         "metrics": {f"{task}_top{top}": last[f"classifier_top{top}"] for top in (1, 5)},
     }
     return save_evaluation(run / "evaluation" / f"validation-{task}", record)

@@ -5,6 +5,7 @@ each, without its checkpoints once it has ended, and the table of all trials as 
 Representations of frozen encoders are kept by the cache that all runs share, so the first trial computes them for all.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -60,7 +61,7 @@ def tune(
     Args:
         path: the search, as `tuning_space` describes it.
         out: its folder, made here; one that is there goes on.
-        trials: in all, those done before included; by default as the search says.
+        trials: in all, those done before included; by default as the search says. A grid has no more than its own.
         minutes: after which no further trial begins.
         trainer: recipe file, run folder -> the command of a trial.
         poll: seconds between looks at the log of a trial.
@@ -69,7 +70,7 @@ def tune(
     Raises:
         RecipeError: a search or recipe that is wrong, with the key.
         TuneError: Optuna is not there; another search in this folder; the first trials all fail.
-        CheckpointError: the folder, or the trial that was running, is in use by another process.
+        CheckpointError: the folder, or the trial that was running, is in use by another process; a broken study.db.
         Interrupted: SIGTERM or Ctrl-C, after the running trial was told to end.
     """
     optuna = _optuna()
@@ -79,7 +80,7 @@ def tune(
     lock = FolderLock(out)
     try:
         study = _open_study(optuna, space, out)
-        wanted = trials or (len(list(space.grid())) if space.search.sampler == "grid" else space.search.budget.trials)
+        wanted = _wanted(space, trials, say)
         end = None if minutes is None else time.monotonic() + 60 * minutes
         try:
             with Interrupts() as interrupts:
@@ -95,12 +96,17 @@ def tune(
 
 
 def read_trials(out: Path) -> dict[Path, Trials]:
-    """The search in a folder, or those in the folders below it, by folder. Raises CheckpointError without any."""
+    """The search in a folder, or those in the folders below it, by folder.
+
+    Raises:
+        CheckpointError: no search in it; a study.db that is broken, or holds several.
+    """
     optuna = _optuna()
-    folders = [one for one in (out, *sorted(out.glob("*"))) if (one / _STUDY).is_file()]
-    if not folders:
-        raise CheckpointError(f"{out}: no {_STUDY} in it; not the folder of a search")
-    return {one: _trials_of(optuna.load_study(study_name=None, storage=_storage(one))) for one in folders}
+    studies = {one: _stored(optuna, one) for one in (out, *sorted(out.glob("*"))) if (one / _STUDY).is_file()}
+    found = {one: _trials_of(study) for one, study in studies.items() if study is not None}
+    if not found:
+        raise CheckpointError(f"{out}: no {_STUDY} with a study in it; not the folder of a search")
+    return found
 
 
 def write_trials(search: Trials, out: Path) -> list[Path]:
@@ -131,6 +137,23 @@ def _storage(out: Path) -> str:
     return f"sqlite:///{out / _STUDY}"
 
 
+def _stored(optuna: ModuleType, out: Path) -> Any:
+    """The study of a folder, None where there is none yet; one of before has the name of its file."""
+    from sqlalchemy.exc import SQLAlchemyError  # comes with Optuna
+
+    try:
+        names = optuna.get_all_study_names(storage=_storage(out))
+        study = optuna.load_study(study_name=names[0], storage=_storage(out)) if len(names) == 1 else None
+        if study is not None:
+            study.get_trials(deepcopy=False)  # they alone may be damaged
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:  # the last: of another version
+        reason = str(getattr(error, "orig", error)).partition("\n")[0]
+        raise CheckpointError(f"{out / _STUDY}: cannot be read as the study of a search ({reason})") from None
+    if len(names) > 1:
+        raise CheckpointError(f"{out / _STUDY}: holds {len(names)} searches ({', '.join(names)}); a folder is of one")
+    return study
+
+
 def _open_study(optuna: ModuleType, space: Space, out: Path) -> Any:
     """The study of the folder, made where there is none; a trial that was running is marked, and queued again."""
     search, pruner = space.search, optuna.pruners.NopPruner()
@@ -138,13 +161,10 @@ def _open_study(optuna: ModuleType, space: Space, out: Path) -> Any:
         pruner = optuna.pruners.MedianPruner(
             n_startup_trials=search.pruner.startup, n_warmup_steps=search.pruner.warmup + 1
         )
-    study = optuna.create_study(
-        study_name=space.path.stem,
-        storage=_storage(out),
-        direction=search.direction,
-        pruner=pruner,
-        load_if_exists=True,
-    )
+    study = _stored(optuna, out)
+    if study is None:  # of one name, whatever its file is called: a folder holds one study
+        study = optuna.create_study(study_name="search", storage=_storage(out), direction=search.direction)
+    study.pruner = pruner
     if study.user_attrs.get("digest", space.digest) != space.digest:
         raise TuneError(f"{out}: holds another search ({space.path} or its recipe has changed); give another --out")
     # another seed after a restart, which would otherwise draw the same values again
@@ -162,7 +182,8 @@ def _open_study(optuna: ModuleType, space: Space, out: Path) -> Any:
             f"pruner {search.pruner.name}",
             "fixed": ", ".join(f"{key}={value}" for key, value in search.overrides.items()) or "nothing",
         }
-        for key, value in {"metric": search.metric, "about": about, "digest": space.digest}.items():
+        known = {"name": space.path.stem, "metric": search.metric, "about": about, "digest": space.digest}
+        for key, value in known.items():
             study.set_user_attr(key, value)
     for one in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         if (folder := out / _name(one.number)).is_dir():
@@ -171,6 +192,16 @@ def _open_study(optuna: ModuleType, space: Space, out: Path) -> Any:
         if one.params:
             study.enqueue_trial(one.params, user_attrs={"again": one.number})
     return study
+
+
+def _wanted(space: Space, trials: int | None, say: Callable[[str], None]) -> int:
+    """How many trials there will be; beyond the end of a grid the sampler would draw some of them again."""
+    if space.search.sampler != "grid":
+        return trials or space.search.budget.trials
+    size = math.prod(len(one.labels) for one in space.search.space.values())
+    if trials is not None and trials > size:
+        say(f"{space.path}: its grid ends after {size} trials, before the {trials} that were asked for")
+    return min(trials or size, size)
 
 
 def _counted(study: Any) -> list[Any]:
@@ -346,4 +377,5 @@ def _trials_of(study: Any) -> Trials:
         )
     direction = "minimize" if study.direction.name == "MINIMIZE" else "maximize"
     about = study.user_attrs.get("about", {})
-    return Trials(study.study_name, study.user_attrs.get("metric", ""), direction, rows, about)
+    name = study.user_attrs.get("name", study.study_name)
+    return Trials(name, study.user_attrs.get("metric", ""), direction, rows, about)

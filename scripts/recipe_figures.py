@@ -64,6 +64,13 @@ def read_runs(roots: Iterable[Path]) -> list[Run]:
     return found
 
 
+def log_ticks(axes: Axes, values: Iterable[float]) -> None:
+    """A logarithmic axis with these values and no others."""
+    axes.set_xscale("log")
+    axes.set_xticks(places := sorted(set(values)), [f"{one:g}" for one in places])
+    axes.minorticks_off()
+
+
 def draw_trials(search: Path, axes: Axes) -> None:
     """Rsum of every trial over its learning rate; a line for each value of what is the objective's own."""
     seen = set()
@@ -80,9 +87,8 @@ def draw_trials(search: Path, axes: Axes) -> None:
         for number, (style, points) in enumerate(zip(("-", "--"), lines.values(), strict=False)):
             rates, values = zip(*sorted(points), strict=True)
             axes.plot(rates, values, f"o{style}", color=COLOUR[name], label=None if number else NAMES[name])
-    axes.set(xlabel="learning rate", ylabel="rsum on val after three epochs", xscale="log")
-    axes.set_xticks(sorted(seen), [f"{rate:g}" for rate in sorted(seen)])
-    axes.minorticks_off()
+    axes.set(xlabel="learning rate", ylabel="rsum on val after three epochs")
+    log_ticks(axes, seen)
     axes.legend()
 
 
@@ -91,28 +97,28 @@ def draw_ranks(runs: Iterable[Run], axes: Axes) -> None:
     for run in runs:
         rank = min(run.collapse[view]["rankme"] for view in ("image", "text"))
         axes.plot(rank, run.rsum, "o", alpha=0.7, color=COLOUR[run.recipe["objective.name"]])
-    axes.set(xscale="log", xlabel="effective rank (RankMe) of the branch with less", ylabel="rsum on val")
-    axes.set_xticks(ranks := (30, 100, 300), [str(rank) for rank in ranks])
-    axes.minorticks_off()
+    axes.set(xlabel="effective rank (RankMe) of the branch with less", ylabel="rsum on val")
+    log_ticks(axes, (30, 100, 300))
 
 
-def draw_study(search: Path, study: str, axes: Axes, over: str, line: str = "", name: str = "") -> None:
-    """Rsum of a study's trials over one key, a line for each value of another."""
-    found = {folder.name: one for folder, one in read_trials(search).items()}[f"flickr8k_vicreg_{study}"]
+def draw_study(search: Path, studies: Sequence[str], axes: Axes, over: str, line: str = "", name: str = "") -> None:
+    """Rsum of the trials of one or more studies over one key, a line for each value of another."""
+    found = {folder.name: one for folder, one in read_trials(search).items()}
     lines: dict[Any, list[tuple[float, float]]] = {}
-    for trial in found.trials:
+    for trial in (trial for study in studies for trial in found[f"flickr8k_vicreg_{study}"].trials):
         if trial.value is not None:
             lines.setdefault(trial.parameters.get(line), []).append((trial.parameters[over], trial.value))
-    for (value, points), colour in zip(sorted(lines.items(), key=str), COLOURS, strict=False):
+    for (value, points), colour in zip(sorted(lines.items()), COLOURS, strict=False):
         label = f"{name} {value:g}" if line else None
         axes.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=label)
-    axes.set(xscale="log", ylabel="rsum on val")
+    axes.set(ylabel="rsum on val")
+    log_ticks(axes, [place for points in lines.values() for place, _ in points])
     if line:
         axes.legend()
 
 
 def draw_over(runs: Iterable[Run], key: str, axes: Axes, other: tuple[str, ...] = ()) -> None:
-    """Rsum of short runs over a key, one line for each objective, where at least three differ in the key alone.
+    """Rsum of short runs over a key, one line for each objective, where two or more differ in the key alone.
 
     `other` may differ as well.
     """
@@ -120,12 +126,13 @@ def draw_over(runs: Iterable[Run], key: str, axes: Axes, other: tuple[str, ...] 
     for run in runs:
         same = {one: value for one, value in run.recipe.items() if one not in (key, *other) and one[:5] != "evalu"}
         groups.setdefault(json.dumps(same, sort_keys=True), {})[run.recipe[key]] = run
-    for group in (one for one in groups.values() if len(one) >= 3):
+    compared = [one for one in groups.values() if len(one) > 1]
+    for group in compared:
         name = next(iter(group.values())).recipe["objective.name"]
         points = sorted((value, run.rsum) for value, run in group.items())
         axes.plot(*zip(*points, strict=True), "o-", color=COLOUR[name], label=NAMES[name])
-    axes.set(xscale="log", ylabel="rsum on val")
-    axes.legend()
+    axes.set(ylabel="rsum on val")
+    log_ticks(axes, [value for group in compared for value in group])
 
 
 def draw_spectra(runs: Iterable[Run], axes: Axes) -> None:
@@ -133,7 +140,8 @@ def draw_spectra(runs: Iterable[Run], axes: Axes) -> None:
     for run in sorted(runs, key=lambda one: list(SPECTRA).index(one.folder.name)):
         values = np.array(run.collapse["text"]["spectrum"])
         axes.plot(1 + np.arange(len(values)), values / values[0], label=SPECTRA[run.folder.name])
-    axes.set(xscale="log", yscale="log", ylim=(1e-5, 1.5), xlabel="dimension", ylabel="eigenvalue over the largest")
+    axes.set(ylim=(0, 1.02), xlabel="dimension of the captions' embeddings", ylabel="eigenvalue over the largest")
+    log_ticks(axes, (1, 10, 100, 1000))
     axes.legend()
 
 
@@ -150,18 +158,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_trials(given.search, left)
         draw_ranks(runs, right)
     with figure_of(given.out / "image_text_questions.png", (12, 7)) as figure:
-        (top, contrast, batch), (captions, pictures, spectra) = figure.subplots(2, 3)
-        draw_study(given.search, "map", top, "objective.invariance", "objective.covariance", "covariance")
+        (top, rank, spectra), (contrast, batch, captions) = figure.subplots(2, 3)
+        draw_study(given.search, ("map", "ridge"), top, "objective.invariance", "objective.covariance", "covariance")
         top.set(xlabel="invariance (variance 25)")
-        draw_study(given.search, "contrast", contrast, "contrast.weight")
-        contrast.set(xlabel="weight of InfoNCE beside VICReg")
-        short = [run for run in runs if run.folder.parent.name == "factor"]
-        draw_over(short, "loader.batch", batch)
-        batch.set(xlabel="batch")
-        for share, axes in (("captions", captions), ("pictures", pictures)):
-            draw_over(short, f"data.share.{share}", axes, ("training.epochs",))
-            axes.set(xlabel=f"share of the {share}")
+        draw_ranks([run for run in runs if run.folder.parent.name.endswith(("_map", "_ridge"))], rank)
         draw_spectra([run for run in runs if run.folder.name in SPECTRA], spectra)
+        draw_study(given.search, ("contrast",), contrast, "contrast.weight")
+        contrast.set(xlabel="weight of InfoNCE beside VICReg")
+        draw_over(runs, "loader.batch", batch)
+        batch.set(xlabel="batch")
+        draw_over(runs, "data.share.captions", captions, ("training.epochs",))
+        captions.set(xlabel="share of each picture's captions")
 
 
 if __name__ == "__main__":

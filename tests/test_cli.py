@@ -100,6 +100,8 @@ def test_evaluate_a_file_of_embeddings(
         (["train", "RECIPE", "branches.image.encoder.weights=absent.pth"], 1, "absent.pth"),
         (["train", "RECIPE", "branches.image.train=[layer9]"], 2, "layer9"),
         (["train", "RECIPE", "training.trackers=[tensorbord]"], 1, "tensorbord"),
+        (["data", "check", "RECIPE", "--split", "val"], 2, "data.val: no such split; valid: test, train, validation"),
+        (["data", "check", "RECIPE", "--split", "image"], 2, "data.image: no such split"),
         (["evaluate", "nowhere"], 2, "nowhere: no recipe.yaml there"),
         (["evaluate"], 2, "give either a run folder or --embeddings"),
     ],
@@ -115,6 +117,36 @@ def test_bad_input_is_one_line_and_an_exit_code(
     assert message in err.replace("│", "").replace("\n", " "), err
     if "Usage" not in err:
         assert err.count("\n") == 1 and err.startswith("jointembed: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN", "--truth", "cxc.json"], "--truth needs --embeddings"),
+        (["RUN", "--set", "training.epochs=1"], "--set needs --task"),
+        (["RUN", "--overwrite"], "--overwrite needs --task"),
+        (["RUN", "--task", "linear", "--split", "test"], "--split does not go with --task"),
+        (["RUN", "--task", "voc07", "--correct", "csls"], "--correct does not go with --task"),
+        (["RUN", "--task", "voc07", "--set", "root=x", "--resume"], "--resume does not go with --task voc07"),
+        (["--embeddings", "x.npz", "--against", "RUN"], "--against does not go with --embeddings"),
+        (["--embeddings", "x.npz", "--truth", "y", "--protocol", "full"], "--protocol does not go with --truth"),
+        (["PICTURES", "--protocol", "full"], "--protocol needs captions"),
+        (["PICTURES", "--against", "RUN"], "--against needs captions"),
+        (["RUN", "--protocol", "coco5k"], "--protocol: no 'coco5k'; there are full, coco_5k, coco_1k_5fold, flickr_1k"),
+    ],
+)
+def test_what_evaluate_would_not_heed_is_refused_before_any_work(
+    tiny_recipe: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "300")
+    pictures = Path(__file__).parent.parent / "recipes" / "small" / "cifar10_vicreg.yaml"
+    for name, recipe in (("RUN", tmp_path / "tiny.yaml"), ("PICTURES", pictures)):  # without a model
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text(recipe.read_text())
+    monkeypatch.chdir(tmp_path)
+    code, _, err = say(monkeypatch, capsys, "evaluate", *arguments)
+    assert code == 2 and message in err, err
 
 
 def test_data_check_finds_what_is_wrong(

@@ -31,6 +31,39 @@ def test_without_a_file_the_result_is_printed_and_agrees() -> None:
     assert all(row["gradient_error"] < 1e-4 for row in json.loads(done.output)["rows"])
 
 
+MEASURED = {  # command -> what measures, what draws, below jointembed.bench
+    "loss": ("loss.bench_loss", "plots.plot_grid"),
+    "curves": ("curves.bench_curves", "plots.plot_curves"),
+    "views": ("views.bench_views", "plots.plot_views"),
+    "growth": ("growth.bench_growth", "plots.plot_growth"),
+    "retrieval-scale": ("retrieval_scale.bench_retrieval_scale", "retrieval_scale.plot"),
+}
+
+
+@pytest.mark.parametrize("command", MEASURED)
+def test_a_plot_that_fails_costs_no_result(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, draw = (f"jointembed.bench.{name}" for name in MEASURED[command])
+    row = {"n": 12345}
+    found = [row] if command in ("loss", "growth") else {"losses": row, "pipelines": row, "rows": [row]}
+    monkeypatch.setattr(measure, lambda **options: found)
+    monkeypatch.setattr(draw, lambda *arguments: 1 / 0)
+    done = CliRunner().invoke(bench_app, [command, "--plot", "plot.png"])
+    assert isinstance(done.exception, ZeroDivisionError) and json.loads(done.output)
+    assert '"n": 12345' in done.output
+
+
+@pytest.mark.parametrize(
+    "options", [["--objective", "simclr"], ["--objective", "vicreg", "--objective", "barlow_twins"], ["--share"]]
+)
+def test_a_plot_without_one_authors_formula_is_refused_before_any_work(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for work in ("loss.bench_loss", "share.loss_share"):
+        monkeypatch.setattr(f"jointembed.bench.{work}", lambda **options: 1 / 0)
+    done = CliRunner().invoke(bench_app, ["loss", *options, "--plot", "plot.png"])
+    assert done.exit_code == 2 and "authors' formula: vicreg or" in " ".join(done.output.replace("│", "").split())
+
+
 def test_every_benchmark_has_a_command() -> None:
     done = CliRunner().invoke(bench_app, ["--help"])
     for name in ("loss", "train", "curves", "embed", "growth", "retrieval", "retrieval-scale", "exactness", "search"):

@@ -18,6 +18,7 @@ from jointembed.branches.detector import Detector
 from jointembed.cli import main
 from jointembed.errors import CheckpointError, JointEmbedError, RecipeError, WeightsError
 from jointembed.inference.detect import detect, load_detector
+from jointembed.model import from_config
 from jointembed.optim.schedules import milestones
 from jointembed.recipe_detection import DetectionRecipe, load_detection_recipe
 from jointembed.training import checkpoint as checkpoints
@@ -143,6 +144,9 @@ def test_it_starts_from_a_trained_run(make: Make, tiny_recipe: Callable, tmp_pat
 REFUSED = [
     ("encoder=null", "encoder: give either it or init_from"),
     ("init_from=somewhere", "encoder: give either it or init_from"),
+    ("encoder={name: gru}", "encoder.name: no 'gru' here"),
+    ("encoder={name: transformers_vision}", "encoder.name: no 'transformers_vision' here"),
+    ("encoder.channels=1", "encoder.channels: 1 planes, a detector's pictures have 3"),
     ("detector.name=rcnn", "detector.name: no 'rcnn' here; did you mean 'rcnn_fpn'"),
     ("detector.norm=bach", "detector.norm"),
     ("detector.mask=true", "detector.mask: rcnn_fpn has no such argument; did you mean 'masks'"),
@@ -168,6 +172,15 @@ REFUSED = [
 def test_a_recipe_that_is_wrong_is_refused_before_any_work(make: Make, override: str, message: str) -> None:
     with pytest.raises(JointEmbedError, match=message.replace("[", r"\[")):
         make(override)
+
+
+def test_an_encoder_of_other_planes_is_no_start(make: Make, tmp_path: Path) -> None:
+    encoder = {"name": "torchvision", "model": "resnet18", "widen": 0.25, "channels": 1}
+    branches = {"net": {"encoder": encoder, "expander": {"name": "mlp", "widths": []}}}
+    from_config({"views": {"luminance": "net"}, "branches": branches}, None).save_pretrained(tmp_path / "cmc")
+    recipe = make(f"init_from={tmp_path / 'cmc'}", "encoder=null", "view=luminance")
+    with pytest.raises(RecipeError, match="init_from: the encoder of 'luminance' takes 1 planes, a detector 3"):
+        build_detection.make_detector(recipe, ("red",))
 
 
 def test_splits_of_other_categories_are_refused(make: Make, tmp_path: Path) -> None:
@@ -253,7 +266,8 @@ def test_two_processes_train_and_evaluate_together(recipe_file: Path, tmp_path: 
     assert whole.stdout.count("report.html") == 1
     half = tmp_path / "half"
     (half / "checkpoints").mkdir(parents=True)
-    (half / "recipe.yaml").write_text((tmp_path / "two/recipe.yaml").read_text())
+    for name in ("recipe.yaml", "environment.json"):
+        (half / name).write_text((tmp_path / "two" / name).read_text())
     (tmp_path / "two/checkpoints/step-2").rename(half / "checkpoints/step-2")
     resumed = command(half, "--resume")
     assert resumed.returncode == 0, resumed.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from jointembed.data.records import ImageData
 from jointembed.errors import RecipeError, WeightsError
 from jointembed.model import JointEmbedding
 from jointembed.recipe import Recipe, load_recipe
+from jointembed.runs_baselines import measure_baselines
 from jointembed.runs_labels import evaluate_task
 from jointembed.training import checkpoint as checkpoints
 
@@ -83,8 +85,10 @@ def test_a_run_is_trained_judged_and_costed(make: Make, tmp_path: Path) -> None:
     assert cost["seconds"] > 0 and cost["samples_per_second"] > 0 and cost["peak_process_bytes"] > 1e8
 
 
-def test_a_supervised_run_keeps_its_classifier(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["regularize={variance: 1.0, covariance: 0.1}"]], ids=["bare", "wrapped"])
+def test_a_supervised_run_keeps_its_classifier(make: Make, tmp_path: Path, more: list[str]) -> None:
     recipe = make(
+        *more,
         "objective={name: supervised, classes: 2}", "views={image: net}", "branches.net.expander.widths=[]",
         "data.image={name: crop, size: 16}", "evaluation.evaluators=[{name: classifier}, {name: knn, k: [3]}]",
         "evaluation.select=knn3_top1",
@@ -98,6 +102,22 @@ def test_a_supervised_run_keeps_its_classifier(make: Make, tmp_path: Path) -> No
     (run / "model" / "classifier.safetensors").write_bytes(b"\x80\x04")
     with pytest.raises(WeightsError, match=r"classifier.safetensors: the classifier cannot be read"):
         runs_evaluate.evaluate_features(run, "validation")
+
+
+def test_splits_whose_labels_mean_other_classes_are_refused(make: Make, tmp_path: Path) -> None:
+    runs.train(make("training.epochs=0.5"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "pictures" / "test" / "dark")  # without it a light picture has the label of a dark one
+    calls: list[Callable[[], object]] = [
+        lambda: runs.train(make(), tmp_path / "again"),
+        lambda: runs_evaluate.evaluate_features(tmp_path / "run", "validation"),
+        lambda: measure_baselines(make(), tmp_path / "base"),
+    ]
+    for call in calls:
+        with pytest.raises(
+            RecipeError, match="data.validation: class 0 is 'light' in pictures-test and 'dark' in pictures-train"
+        ):
+            call()
+    runs.train(make("data.validation.labels=false", "evaluation.evaluators=[{name: collapse}]"), tmp_path / "without")
 
 
 def test_labels_do_not_reach_an_unsupervised_objective(
@@ -159,7 +179,8 @@ def test_the_target_follows_and_survives_a_resume(make: Make, tmp_path: Path) ->
     assert names and any(not torch.equal(final[name], final[name.replace("targets", "branches")]) for name in names)
     half = tmp_path / "half"
     (half / "checkpoints").mkdir(parents=True)
-    (half / "recipe.yaml").write_text((tmp_path / "whole" / "recipe.yaml").read_text())
+    for name in ("recipe.yaml", "environment.json"):
+        (half / name).write_text((tmp_path / "whole" / name).read_text())
     first = checkpoints.complete(tmp_path / "whole" / "checkpoints")[0]
     first.rename(half / "checkpoints" / first.name)
     runs.train(make(*overrides), half, resume=True)
@@ -171,10 +192,16 @@ def test_the_target_follows_and_survives_a_resume(make: Make, tmp_path: Path) ->
     [
         ("views={view1: net, view3: net}", "views.view3: the data gives no such view; did you mean 'view"),
         ("evaluation.evaluators=[{name: retrieval}]", "evaluation.evaluators.0: retrieval does not fit"),
+        ("evaluation.evaluators=[]", "evaluation.evaluators: the list is empty"),
         ("evaluation.views=[left]", "evaluation.views: no view 'left'"),
         ("data.image_evaluation=null", "data.image_evaluation: missing"),
+        ("data.image_evaluation={name: crop, size: 16}", "data.image_evaluation: crop is random"),
+        ("data.validation={name: emoji, split: val}", "data.validation: emoji gives captions, unlike data.train"),
         ("data.text={name: words}", "data.text: the data set image_folder has no captions"),
         ("objective={name: byol, momentum: 2}", "objective.momentum"),
+        ("evaluation.select=z_corelation", "evaluation.select: no number 'z_corelation'"),
+        ("evaluation.select=correlation", "evaluation.select: the lower correlation the better"),
+        ("evaluation.select=knn20_top1", "evaluation.select: no number 'knn20_top1'; did you mean 'knn3_top1'"),
     ],
 )
 def test_bad_recipes_are_refused_by_the_path(make: Make, override: str, message: str) -> None:
@@ -202,6 +229,7 @@ def test_tasks_with_labels_start_from_the_run_and_leave_their_records(make: Make
     assert set(linear["metrics"]) == {"linear_top1", "linear_top5"} and 0 <= linear["metrics"]["linear_top1"] <= 100
     record = json.loads((run / "evaluation" / "validation-linear" / "metrics.json").read_text())
     assert record["task"] == "linear" and record["metrics"] == linear["metrics"]
+    assert record["settings"] == {"training": {"epochs": 3}, "evaluation": {"every": 3}, "loader": {"batch": 8}}
     before = JointEmbedding.from_pretrained(run).branches["net"].get_submodule("encoder").state_dict()
     after = (
         JointEmbedding.from_pretrained(run / "tasks" / "linear").branches["net"].get_submodule("encoder").state_dict()

@@ -1,8 +1,11 @@
 import json
 import os
 import pickle
+import socketserver
 import stat
+import threading
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
 
 from jointembed import build
-from jointembed.errors import DataError, JointEmbedError, WeightsError
+from jointembed.errors import DataError, JointEmbedError, RecipeError, WeightsError
+from jointembed.inference import frozen
 from jointembed.inference.embed import embed_captions, set_centres
 from jointembed.inference.frozen import cached_rows
 from jointembed.model import JointEmbedding
@@ -160,6 +166,45 @@ def test_saved_and_loaded_alike(model: JointEmbedding, saved: Path) -> None:
         )
 
 
+def test_a_config_of_another_version_is_saved_without_its_own_keys_and_loaded_with_them(
+    tiny_recipe: Callable, tmp_path: Path
+) -> None:
+    bert, old = tmp_path / "bert", {"gradient_checkpointing": False}
+    size: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(**size, vocab_size=50)).save_pretrained(bert)
+    (bert / "config.json").write_text(json.dumps(json.loads((bert / "config.json").read_text()) | old))
+    recipe = tiny_recipe(f"branches.text.encoder={{name: transformers_text, model: {bert}}}")
+    model = build.make_model(recipe, build.tokens_of(recipe, build.dataset(recipe, "train"))).eval()
+    model.save_pretrained(tmp_path / "model")
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())["branches"]["text"]["encoder"]["config"]
+    assert "gradient_checkpointing" not in saved and saved["hidden_size"] == 8
+    for config in (saved, saved | old):  # the second as earlier versions saved it
+        change_encoder(tmp_path / "model", config=config)
+        loaded = JointEmbedding.from_pretrained(tmp_path / "model")
+        assert np.array_equal(loaded.encode_text(["a red photo"]), model.encode_text(["a red photo"]))
+    with pytest.raises(RecipeError, match=r"branches.text.encoder.config.hidden_sise: bert has no such key"):
+        tiny_recipe("branches.text.encoder={name: transformers_text, config: {model_type: bert, hidden_sise: 8}}")
+
+
+@pytest.mark.parametrize(
+    ("branch", "encoder", "message"),
+    [
+        ("image", "{name: torchvision, model: vit_tiny_16, image_size: 225}", r"branches.image.encoder: Input shape"),
+        ("image", "{name: torchvision, model: resnet18, widen: 0}", "encoder.widen: 0.0 leaves none"),
+        ("text", "{name: text_transformer, heads: 0}", "encoder.heads: 0 heads do not divide"),
+        ("text", "{name: gru, hidden: 0}", "branches.text.encoder: hidden_size must be"),
+        ("text", "{name: gru, dropout: 2}", "branches.text.encoder: dropout probability has to be between 0 and 1"),
+        ("text", "{name: bag_of_words, embedding: -1}", "branches.text.encoder: .*negative dimension"),
+    ],
+)
+def test_what_a_library_refuses_of_an_encoder_is_said_by_its_path(
+    tiny_recipe: Callable, branch: str, encoder: str, message: str
+) -> None:
+    recipe = tiny_recipe(f"branches.{branch}.encoder={encoder}")
+    with pytest.raises(RecipeError, match=message):
+        build.make_model(recipe, build.tokens_of(recipe, build.dataset(recipe, "train")))
+
+
 def test_saving_replaces_the_folder_whole(model: JointEmbedding, saved: Path) -> None:
     (saved / "stale.txt").write_text("x")
     model.save_pretrained(saved)
@@ -219,6 +264,25 @@ def test_push_to_hub_uploads_what_is_saved(saved: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(FakeHub, "refuses", True)
     with pytest.raises(WeightsError, match="me/dogs: the hub did not take the model .Token is required, run"):
         model.push_to_hub("me/dogs")
+
+
+class Closing(socketserver.BaseRequestHandler):
+    """Takes a request, and closes the connection without an answer."""
+
+    def handle(self) -> None:
+        self.request.recv(1 << 16)
+
+
+def test_a_hub_that_closes_the_connection_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), Closing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        try:
+            with pytest.raises(WeightsError, match="me/dogs: no such folder, .* did not give it .RemoteProtocolError"):
+                JointEmbedding.from_pretrained("me/dogs")
+        finally:
+            server.shutdown()
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -328,6 +392,24 @@ def test_cached_rows_are_keyed_by_weights_and_inputs_and_read_back(tmp_path: Pat
         path.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(WeightsError, match="delete the file"):
         cached_rows(encoder, {"data": "a"}, compute, tmp_path)
+
+
+def test_two_processes_may_write_the_same_cached_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, rows = torch.nn.Linear(2, 2), torch.ones(3, 2)
+    write = frozen.save_tensors
+
+    def write_while_another_does(tensors: Any, path: Path) -> None:
+        write(tensors, path)
+        monkeypatch.setattr(frozen, "save_tensors", write)
+        other = get_context("fork").Process(target=cached_rows, args=(encoder, {}, lambda: rows, tmp_path))
+        other.start()
+        other.join()
+        assert other.exitcode == 0
+
+    monkeypatch.setattr(frozen, "save_tensors", write_while_another_does)
+    cached_rows(encoder, {}, lambda: rows, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1  # nothing is left over
+    assert torch.equal(cached_rows(encoder, {}, pytest.fail, tmp_path), rows)
 
 
 def test_a_view_without_a_branch_is_refused(model: JointEmbedding) -> None:

@@ -1,7 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 
 from jointembed.errors import RecipeError
 from jointembed.recipe import (
@@ -52,6 +54,23 @@ def test_round_trip(file: Path, tmp_path: Path) -> None:
     again.write_text(dump_recipe(recipe))
     assert load_recipe(again) == recipe
     assert recipe_from_tree(recipe_tree(recipe), "tree") == recipe
+
+
+@pytest.mark.parametrize(
+    "name", ["1e3", "1.e2", "no", "TRUE", "tRue", "010", "1:30", "0x1f", "7", "2026-11-22", "~", "="]
+)
+def test_words_that_look_like_something_else_come_back(file: Path, tmp_path: Path, name: str) -> None:
+    recipe = replace(load_recipe(file), name=name)
+    text = dump_recipe(recipe)
+    (tmp_path / "again.yaml").write_text(text)
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+    assert yaml.safe_load(text)["name"] == name  # other readers of a run's folder
+
+
+def test_whole_numbers_are_plain_decimals() -> None:
+    assert parse_yaml("{a: 010, b: 1:30, c: 0x1f, d: 1_000, e: -12, f: 0, g: +3}", "x") == {
+        "a": "010", "b": "1:30", "c": "0x1f", "d": "1_000", "e": -12, "f": 0, "g": 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

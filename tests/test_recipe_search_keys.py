@@ -132,6 +132,8 @@ def test_a_run_on_kept_views_trains(tiny_recipe: Callable, tmp_path: Path) -> No
         (["evaluation.correct=clss"], "evaluation.correct.name: no 'clss' here; did you mean 'csls'"),
         (["evaluation.correct={name: csls, n: 3}"], "evaluation.correct.n: csls has no such argument"),
         (["branches.text.encoder.bag=both"], "branches.text.encoder.bag"),
+        (["views={image: text, text: image}"], "views.image: the encoder of branch 'text' is for text, .* is image"),
+        (["data.test={name: image_folder, path: x}"], "data.test: image_folder gives no captions, unlike data.train"),
     ],
 )
 def test_wrong_keys_are_named_before_any_work(tiny_recipe: Callable, overrides: list[str], message: str) -> None:
@@ -165,12 +167,18 @@ def test_ramp_contrast_and_regularize_work_together(tiny_recipe: Callable, tmp_p
 
 def test_a_corrected_evaluation_says_so_and_has_its_own_folder(tiny_recipe: Callable, tmp_path: Path) -> None:
     runs.train(tiny_recipe("training.epochs=0.5", "evaluation.correct=csls"), tmp_path / "run")
-    for name in ("csls", "whiten", "inverted_softmax", "none"):
-        given = "{name: inverted_softmax, temperature: 0.1}" if name == "inverted_softmax" else name
+    called = {
+        "csls": "csls",
+        "{name: csls, bank: train, k: 50}": "csls-bank-train-k-50",
+        "{name: whiten, shrink: 0.1}": "whiten",
+        "{name: inverted_softmax, temperature: 0.1}": "inverted_softmax-temperature-0.1",
+    }
+    for given, name in called.items():
         found = runs_evaluate.evaluate_run(tmp_path / "run", "test", correct=correction_of(given))
-        assert found.folder.name == ("test-full" if name == "none" else f"test-full-{name}")
-        assert found.record["protocol"] == ("full" if name == "none" else f"full, {name}")
-        assert (found.record["correct"] or {"name": "none"})["name"] == name
+        assert (found.folder.name, found.record["protocol"]) == (f"test-full-{name}", f"full, {name}")
+        assert name.startswith(found.record["correct"]["name"])
+    plain = runs_evaluate.evaluate_run(tmp_path / "run", "test", correct="none")
+    assert (plain.folder.name, plain.record["protocol"], plain.record["correct"]) == ("test-full", "full", None)
     by_recipe = runs_evaluate.evaluate_run(tmp_path / "run", "validation")
     assert by_recipe.record["protocol"] == "full, csls" and by_recipe.record["correct"] == {
         "name": "csls",
@@ -187,6 +195,8 @@ def test_a_file_of_embeddings_may_be_corrected(tmp_path: Path) -> None:
     np.savez(tmp_path / "some.npz", image=rows, text=rows, image_of_text=np.arange(6))
     record = runs_evaluate.evaluate_file(tmp_path / "some.npz", "full", correct="csls")
     assert record["protocol"] == "full, csls" and record["metrics"]["rsum"] == 600
+    record = runs_evaluate.evaluate_file(tmp_path / "some.npz", "full", correct={"name": "csls", "k": 2})
+    assert record["protocol"] == "full, csls-k-2"
 
 
 def test_captions_of_a_frozen_text_encoder_go_through_it_once(
@@ -211,6 +221,39 @@ def test_captions_of_a_frozen_text_encoder_go_through_it_once(
     monkeypatch.setattr(type(model.branch("text").encoder), "forward", lambda self, x: calls.append(1))
     again = FrozenRows(recipe, model).texts(train)
     assert again is not None and torch.equal(again, cached["cached_text"]) and not calls
+
+
+def test_rows_of_frozen_encoders_are_of_all_their_arguments(tiny_recipe: Callable) -> None:
+    config = "{model_type: vit, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 8, "
+    config += "image_size: 32, patch_size: 16}"
+    found = []
+    for of_picture, of_caption in (("mean", "mean"), ("cls", "last")):  # leave no trace in the state dict
+        recipe = tiny_recipe(
+            *DRAWN, "branches.text.train=none",
+            f"branches.image.encoder={{name: transformers_vision, config: {config}, pool: {of_picture}}}",
+            f"branches.text.encoder={{name: text_transformer, width: 8, depth: 1, heads: 2, pool: {of_caption}}}",
+        )  # fmt: skip
+        train = build.dataset(recipe, "train")
+        torch.manual_seed(0)
+        frozen = FrozenRows(recipe, build.make_model(recipe, build.tokens_of(recipe, train)))
+        found.append([frozen(train), frozen.texts(train), frozen.of_training(train, None)])
+    for one, other in zip(*found, strict=True):
+        assert one is not None and other is not None and not torch.equal(one, other)
+
+
+def test_training_sees_its_own_view_where_evaluation_has_another(tiny_recipe: Callable) -> None:
+    recipe = tiny_recipe(
+        "data.image={name: center, size: 32}", "data.image_evaluation={name: resize, size: 32}",
+        "branches.image.encoder={name: torchvision, model: resnet18, widen: 0.125}",
+    )  # fmt: skip
+    samples = samples_of(recipe)
+    model = build.make_model(recipe, build.tokens_of(recipe, samples.data)).eval()
+    frozen = FrozenRows(recipe, model)
+    seen = frozen.of_training(samples.data, frozen(samples.data))
+    with torch.no_grad():
+        plain = model.branch("image").encoder(samples[0, 4]["image"])
+    assert seen is not None
+    torch.testing.assert_close(seen[samples.pick((0, 4))[0]], plain[0])
 
 
 def test_a_run_with_both_encoders_frozen_trains_and_is_evaluated(tiny_recipe: Callable, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tiny_runs import write_captions
 
 from jointembed import build, runs, runs_evaluate
 from jointembed.data.tokens import words
+from jointembed.optim import SCHEDULES
 from jointembed.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent / "recipes"
@@ -126,6 +127,27 @@ def test_builds_at_full_size_on_the_meta_device(path: Path) -> None:
         model.attach(100_000)
     assert all(parameter.is_meta for parameter in model.branches.parameters())
     assert recipe.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("name", "decay_all", "shares"),  # of the peak, by the epoch that begins, in the authors' code
+    [
+        ("swav", True, {0: 0.0625, 10: 1, 800: 0.001}),
+        ("swav_multicrop", True, {0: 0.0625, 10: 1, 800: 0.001}),
+        ("deepcluster_v2", True, {0: 0.0625, 10: 1, 800: 0.001}),
+        ("obow", True, {0: 0, 10: 1, 200: 0.001}),
+        ("pirl", False, {0: 1, 800: 0.001}),
+        ("w_mse", True, {0: 0, 1: 1, 189: 1, 190: 0.2, 214: 0.2, 215: 0.04}),
+    ],
+)
+def test_decay_and_schedule_are_the_authors(name: str, decay_all: bool, shares: dict[int, float]) -> None:
+    recipe = load_recipe(ROOT / "imagenet" / f"{name}.yaml")
+    assert recipe.parameters.decay_all == decay_all
+    assert not recipe.branches["net"].encoder.get("zero_init_residual")
+    schedule = {key: value for key, value in recipe.schedule.items() if key != "name"}
+    steps = int(recipe.training.epochs) * 2500
+    for epoch, share in shares.items():
+        assert SCHEDULES[recipe.schedule["name"]](epoch * 2500, steps, 2500, 1.0, **schedule) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)

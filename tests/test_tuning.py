@@ -1,8 +1,10 @@
 """The search driver: trials are played by a small script that writes the log a run would, but for one real trial."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -170,6 +172,17 @@ def test_a_trial_below_the_median_is_stopped(space: Path) -> None:
     assert states[500].state == "pruned" and states[500].looks == 2 and states[500].value is not None
 
 
+def test_a_grid_ends_where_all_is_tried(space: Path) -> None:
+    text = SPACE.replace("low: 1.0, high: 50.0, log: true", "choices: [10, 20]").replace("[[8], [16, 16]]", "[[8]]")
+    space.write_text(text.replace("budget:", "sampler: grid\nbudget:"))
+    said: list[str] = []
+    out = space.parent / "search"
+    found = tune(space, out, trials=6, trainer=player(space.parent), poll=0.02, say=said.append)
+    values = [tuple(map(str, one.parameters.values())) for one in found.trials]
+    assert len(values) == len(set(values)) == 4
+    assert said[0] == f"{space}: its grid ends after 4 trials, before the 6 that were asked for"
+
+
 def test_a_failing_trial_costs_no_other(space: Path) -> None:
     found = play(space, 0.0, "run.name == 'trial-001'")
     assert [one.state for one in found.trials].count("failed") == 1 and len(found.trials) == 4
@@ -205,6 +218,49 @@ def test_another_search_does_not_go_on_in_the_same_folder(space: Path) -> None:
         play(space, trials=2)
     space.write_text(SPACE.replace("trials: 4", "trials: 2"))  # the number of trials may change
     assert len(play(space).trials) == 2
+
+
+def test_nor_does_one_of_another_name(space: Path) -> None:
+    first = play(space, trials=1)
+    out = space.parent / "search"
+    written = {path: path.read_bytes() for path in (*out.glob("trials.*"), *out.glob("recipes/*"), *out.glob("logs/*"))}
+    other = space.with_name("other.yaml")
+    other.write_text(SPACE.replace("high: 50.0", "high: 60.0"))
+    with pytest.raises(TuneError, match="holds another search"):
+        tune(other, out, trials=2, trainer=player(space.parent), poll=0.02, say=lambda line: None)
+    assert {path: path.read_bytes() for path in written} == written
+    assert read_trials(out) == {out: first} and first.name == "space"
+    renamed = space.rename(space.with_name("renamed.yaml"))
+    assert len(play(renamed, trials=2).trials) == 2  # the same search, whatever its file is called
+
+
+def test_a_study_of_before_has_the_name_of_its_file_and_goes_on(space: Path) -> None:
+    import optuna
+
+    play(space, trials=1)
+    out = space.parent / "search"
+    with contextlib.closing(sqlite3.connect(out / "study.db")) as file, file:
+        file.execute("UPDATE studies SET study_name = 'before'")
+        file.execute("DELETE FROM study_user_attributes WHERE key = 'name'")
+    assert [one.name for one in read_trials(out).values()] == ["before"]
+    assert len(play(space, trials=2).trials) == 2
+    optuna.create_study(study_name="second", storage=f"sqlite:///{out / 'study.db'}")  # as another search once did
+    for act in (lambda: read_trials(out), lambda: play(space)):
+        with pytest.raises(CheckpointError, match=r"study.db: holds 2 searches \(before, second\)"):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"text" * 4000, "file is not a database"), (None, "database disk image is malformed")]
+)
+def test_a_broken_study_is_one_clear_error(space: Path, content: bytes | None, reason: str) -> None:
+    play(space, trials=1)
+    out = space.parent / "search"
+    path = out / "study.db"
+    path.write_bytes(path.read_bytes()[:40_000] if content is None else content)
+    for act in (lambda: read_trials(out), lambda: play(space, trials=2)):
+        with pytest.raises(CheckpointError, match=rf"study.db: cannot be read as the study of a search \({reason}\)$"):
+            act()
 
 
 DRIVER = """
@@ -267,7 +323,7 @@ def test_without_optuna_one_line_names_the_extra(space: Path, monkeypatch: pytes
 
 
 def test_a_folder_without_a_search(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no study.db in it"):
+    with pytest.raises(CheckpointError, match="no study.db with a study in it"):
         read_trials(tmp_path)
 
 
@@ -290,13 +346,29 @@ def test_the_command_trains_one_real_trial_of_two_steps(
     out = tmp_path / "search"
     code, shown, err = say(monkeypatch, capsys, "tune", str(tmp_path / "one.yaml"), "--out", str(out))
     assert code == 0, err
-    assert "trial-000: rsum" in shown and "| complete |" in shown
+    assert "trial-000: rsum" in err and "trial-000: rsum" not in shown and "| complete |" in shown
     assert (out / "trial-000" / "evaluation" / "validation-full" / "ranks.npz").is_file()
     assert not (out / "trial-000" / "checkpoints").exists() and (out / "trial-000" / "model").is_dir()
     assert [path for path in Path(os.environ["JOINTEMBED_CACHE"]).iterdir() if not path.name.startswith("tokens")]
     for form, part in (("markdown", "| 0 |"), ("json", '"tables"'), ("html", "<table>")):
         code, shown, _ = say(monkeypatch, capsys, "tune", "--show", str(out), "--format", form)
         assert code == 0 and part in shown and "trial-000" in shown
+
+
+def test_the_command_prints_one_document(
+    space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dict(tune.__kwdefaults__ or {}, trainer=player(space.parent))
+    monkeypatch.setattr(tune, "__kwdefaults__", options)
+    other = space.with_name("other.yaml")
+    other.write_text(SPACE)
+    out = space.parent / "search"
+    both = ["tune", str(space), str(other), "--out", str(out), "--trials", "1"]
+    for arguments in (both, ["tune", "--show", str(out)]):
+        code, shown, err = say(monkeypatch, capsys, *arguments, "--format", "json")
+        assert code == 0 and err.count("trial-000: rsum") == (2 if arguments is both else 0), err
+        titles = sorted(one["title"] for one in json.loads(shown)["tables"])
+        assert titles == ["other: 1 trials", "space: 1 trials"]
 
 
 def test_the_command_checks_every_search_first(

@@ -24,6 +24,8 @@ from jointembed.data.crops import Change, Crop
 from jointembed.data.pictures import open_picture
 from jointembed.data.pipeline import Views
 from jointembed.data.views import VIEWS
+from jointembed.errors import RecipeError
+from jointembed.recipe import nearest
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TURN = 8  # pictures before another variant's turn: short for the load of the machine, long for its caches
@@ -66,13 +68,21 @@ def bench_views(
         Variants: `authors` ends in normalised floats, as theirs do, and `jointembed` in bytes, which the encoder
         normalises on its device; `jointembed_normalised` does that work too; `authors_bytes` leaves it out. `whole`
         always decodes the whole JPEG, `margin_1` reduces as soon as every crop keeps a pixel for each of its own.
+
+    Raises:
+        RecipeError: no such pipeline.
     """
+    known = known_pipelines(size, small)
+    for name in pipelines or ():
+        if name not in known:
+            raise RecipeError(f"no pipeline {name!r}{nearest(name, known)}")
     files, source = _pictures(pictures, side, count, seed)
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader's worker
     try:
-        rows = {name: row for name, row in known_pipelines(size, small).items() if name in (pipelines or [name])}
-        found = {name: _measure(*row, files, repeats, seed) for name, row in rows.items()}
+        found = {
+            name: _measure(*row, files, repeats, seed) for name, row in known.items() if name in (pipelines or [name])
+        }
         steps = time_steps(files[0], size, repeats)
     finally:
         torch.set_num_threads(before)

@@ -60,6 +60,8 @@ def architecture(
     """
     if small_stride != 1 and not small_input:
         raise RecipeError("encoder.small_stride: this is the stride of small_input's stem, which is off")
+    if not 64 * widen >= 1:
+        raise RecipeError(f"encoder.widen: {widen} leaves none of the first 64 channels")
     for_resnets = {
         "zero_init_residual": zero_init_residual,
         "small_input": small_input,

@@ -162,15 +162,6 @@ class TorchvisionEncoder(nn.Module):
             return h, (seen[0][:, 1:].transpose(1, 2).unflatten(2, (side, side)),)
         return h, tuple(seen)
 
-    def maps(self, x: Tensor) -> Tensor:
-        """The last feature maps (N, C, H, W)."""
-        return self.forward_with_maps(x)[1]
-
-
-def torchvision_state_dict(encoder: TorchvisionEncoder) -> dict[str, Tensor]:
-    """The encoder's weights under torchvision's names; every key but the classifier's is there."""
-    return dict(encoder.model.state_dict())
-
 
 def _published(model: str, weights: str) -> WeightsEnum | None:
     """Torchvision's weights of that name, or None where `weights` is a file."""

@@ -174,7 +174,7 @@ class TextTransformer(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise RecipeError(f"encoder.heads: {heads} heads do not divide the width {width}")
         self.width, self.max_length = width, max_length
         self.pool: Literal["mean", "cls", "last"] = pool

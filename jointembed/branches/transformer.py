@@ -77,10 +77,6 @@ class TransformersVision(nn.Module):
         # class and register tokens come first
         return h, states[:, states.shape[1] - rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
 
-    def maps(self, x: Tensor) -> Tensor:
-        """The last layer as maps (N, C, H, W)."""
-        return self.forward_with_maps(x)[1]
-
     def forward_with_states(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Representations (N, R) and the last layer, (N, T, C) tokens or (N, C, H, W) maps."""
         try:
@@ -164,7 +160,7 @@ def load_transformer(model: str | None, config: dict[str, Any] | None, *, weight
         keep_pooler: whether its pooled output is used; a pooler with parameters is removed otherwise.
 
     Raises:
-        RecipeError: both or neither given, or an unknown model type or key.
+        RecipeError: both or neither given, or an unknown model type; `check_config` looks at the keys.
         WeightsError: what cannot be loaded whole.
     """
     if (model is None) == (config is None):
@@ -180,21 +176,51 @@ def load_transformer(model: str | None, config: dict[str, Any] | None, *, weight
     return net
 
 
-def _config(given: dict[str, Any]) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig
+def check_config(given: dict[str, Any], path: str) -> None:
+    """Refuse a key that transformers itself would keep, and do nothing with.
 
-    arguments = dict(given)
-    kind = arguments.pop("model_type", None)
+    Args:
+        given: with its `model_type`.
+        path: dotted path of it in the recipe, for the message.
+
+    Raises:
+        RecipeError: an unknown model type or key.
+    """
+    kind = _known_type(given.get("model_type"), path)
+    known = _known_keys(kind)
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
+            raise RecipeError(f"{path}.{key}: {kind} has no such key; nearest is {close[0]!r}")
+
+
+def saved_config(config: Any) -> dict[str, Any]:
+    """The keys that a configuration's class knows; files of older versions carry others, which do nothing."""
+    known = _known_keys(config.model_type)
+    return {key: value for key, value in config.to_dict().items() if key in known}
+
+
+def _known_keys(kind: str) -> set[str]:
+    from transformers import AutoConfig
+
+    default = AutoConfig.for_model(kind)
+    return {*default.to_dict(), *default.attribute_map}
+
+
+def _known_type(kind: Any, path: str) -> str:
+    from transformers import CONFIG_MAPPING
+
     if kind not in CONFIG_MAPPING:
         close = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), n=1, cutoff=0.0)
-        raise RecipeError(f"encoder.config.model_type: transformers has no {kind!r}; nearest is {close[0]!r}")
-    default = AutoConfig.for_model(kind)
-    known = {*default.to_dict(), *default.attribute_map}
-    for key in arguments:
-        if key not in known:  # transformers itself would keep it and do nothing
-            close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
-            raise RecipeError(f"encoder.config.{key}: {kind} has no such key; nearest is {close[0]!r}")
-    return AutoConfig.for_model(kind, **arguments)
+        raise RecipeError(f"{path}.model_type: transformers has no {kind!r}; nearest is {close[0]!r}")
+    return kind
+
+
+def _config(given: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    arguments = dict(given)
+    return AutoConfig.for_model(_known_type(arguments.pop("model_type", None), "encoder.config"), **arguments)
 
 
 def _from_folder_or_hub(model: str, *, weights: bool, keep_pooler: bool) -> Any:

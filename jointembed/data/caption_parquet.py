@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from jointembed.data.captions import clean_caption
+from jointembed.data.captions import row_captions
 from jointembed.data.order import Layout
 from jointembed.data.pictures import open_picture
 from jointembed.data.records import CaptionData
@@ -73,7 +73,7 @@ class ParquetPictures:
             interleave: as in `Layout`.
 
         Raises:
-            DataError: naming the file that cannot be read, or has no such column.
+            DataError: naming the file that cannot be read, has no such column, or has no pictures in it.
         """
         self.paths, self.column = tuple(paths), column
         self._groups: list[tuple[int, int]] = []  # file, row group
@@ -81,7 +81,7 @@ class ParquetPictures:
         rows, self._sizes = [], []
         for number, path in enumerate(paths):
             file = _open(path, [column])
-            at = next(i for i, name in enumerate(_leaves(file)) if name in (column, f"{column}.bytes"))
+            at = _leaf(file, path, column)
             for group in range(file.num_row_groups):
                 part = file.metadata.row_group(group)
                 self._groups.append((number, group))
@@ -152,17 +152,22 @@ def _open(path: Path, columns: Sequence[str]) -> "ParquetFile":
     return file
 
 
-def _leaves(file: "ParquetFile") -> list[str]:
-    return [file.schema.column(number).path for number in range(len(file.schema))]
+def _leaf(file: "ParquetFile", path: Path, column: str) -> int:
+    """Which of the file's flat columns holds the bytes; text is none: it would be opened as the path of a file."""
+    for number in range(len(file.schema)):
+        leaf = file.schema.column(number)
+        is_bytes = leaf.physical_type.endswith("BYTE_ARRAY") and leaf.logical_type.type == "NONE"
+        if is_bytes and leaf.path in (column, f"{column}.bytes"):
+            return number
+    kind = file.schema_arrow.field(column).type
+    raise DataError(
+        f"{path}: the column {column!r} holds {kind}; expected pictures as bytes, or a struct with a field 'bytes'"
+    )
 
 
 def _captions(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for batch in _open(path, columns).iter_batches(columns=list(columns)):
         for row in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
-            where = f"{path}[{len(found)}]"
-            texts = [text for cell in row for text in (cell if isinstance(cell, list) else [cell])]
-            if not texts:
-                raise DataError(f"{where}: has no caption")
-            found.append(tuple(clean_caption(text, where) for text in texts))
+            found.append(row_captions(row, f"{path}[{len(found)}]"))
     return found

@@ -22,7 +22,7 @@ from jointembed.data.json_file import parse_json, read_json
 from jointembed.data.order import Layout
 from jointembed.data.pictures import open_picture
 from jointembed.data.records import CaptionData
-from jointembed.data.shards import MAX_BYTES, Member, index_tar, is_picture
+from jointembed.data.shards import MAX_BYTES, Member, index_tar, is_picture, member_key
 from jointembed.errors import DataError
 
 FORMAT = 1
@@ -225,7 +225,7 @@ def _make_index(path: Path, captions: Literal["json", "txt"], caption_key: str) 
     members, _ = index_tar(path)
     rows: list[tuple[str, int, int, tuple[str, ...]]] = []
     seen: set[str] = set()
-    for key, group in groupby(members, key=lambda entry: _key(entry[0])):
+    for key, group in groupby(members, key=lambda entry: member_key(entry[0])):
         if key in seen:
             raise DataError(f"{path}: the key {key!r} is there twice, with other samples between")
         seen.add(key)
@@ -234,11 +234,6 @@ def _make_index(path: Path, captions: Literal["json", "txt"], caption_key: str) 
         raise DataError(f"{path}: no sample in it")
     names, offsets, sizes, texts = zip(*rows, strict=True)
     return ShardIndex(names, offsets, sizes, texts)
-
-
-def _key(name: str) -> str:
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + last.partition(".")[0]
 
 
 def _sample(

@@ -3,7 +3,7 @@
 The readers: `captions_coco`, `captions_karpathy`, `captions_flickr`, `captions_table`; `hub` for `datasets`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,18 @@ def clean_caption(value: object, where: str) -> str:
     except UnicodeEncodeError:
         raise DataError(f"{where}: the caption {ascii(caption)[:60]} holds half of a surrogate pair") from None
     return caption
+
+
+def row_captions(cells: Iterable[object], where: str) -> tuple[str, ...]:
+    """The captions of one row, whose cells hold text or lists of text.
+
+    Raises:
+        DataError: beginning with `where`, for none, or what `clean_caption` refuses.
+    """
+    captions = [text for cell in cells for text in (cell if isinstance(cell, list) else [cell])]
+    if not captions:
+        raise DataError(f"{where}: has no caption")
+    return tuple(clean_caption(text, where) for text in captions)
 
 
 def from_records(name: str, images: str, records: Sequence[Record], *, captions_per_picture: int | None) -> CaptionData:

@@ -26,8 +26,8 @@ def caption_table(
 
     Args:
         images: folder that the paths of the table begin at.
-        table: `.csv` or `.tsv` with a header line, quoted as spreadsheets do; or `.jsonl`, one object a line, whose
-            caption may also be a list of captions.
+        table: `.csv` or `.tsv` with a header line, quoted as spreadsheets do (but for tab-separated columns a row is
+            one line); or `.jsonl`, one object a line, whose caption may also be a list of captions.
         picture_column: column or key of the path.
         caption_column: column or key of the caption.
         separator: one character between the columns, where the suffix of the file does not tell it.
@@ -58,9 +58,13 @@ def _csv_rows(table: str, picture_column: str, caption_column: str, separator: s
     text = io.StringIO(read_text(Path(table)), newline="")
     reader = csv.reader(text, delimiter=separator, skipinitialspace=True, strict=True)
     header: list[str] = []
+    first = 1  # line of a row
     try:
         for row in reader:
-            where = f"{table}, line {reader.line_num}"
+            where, last = f"{table}, line {first}", reader.line_num
+            if separator == "\t" and last > first:  # mostly a quote that is part of the text
+                raise DataError(f"{where}: a cell that begins with a double quote goes on in line {last}")
+            first = last + 1
             if not any(cell.strip() for cell in row):
                 continue
             if not header:
@@ -71,7 +75,7 @@ def _csv_rows(table: str, picture_column: str, caption_column: str, separator: s
                 raise DataError(f"{where}: {len(row)} columns; the header has {len(header)}")
             yield where, row[picture], [row[caption]]
     except csv.Error as error:
-        raise DataError(f"{table}, line {reader.line_num}: {error}") from None
+        raise DataError(f"{table}, line {first}: {error}") from None
     if not header:
         raise DataError(f"{table}: empty; expected a header line")
 

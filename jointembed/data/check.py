@@ -4,11 +4,11 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from jointembed.data.audio import Sound
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.errors import DataError
 
@@ -67,10 +67,10 @@ class CheckReport:
     file_bytes: Spread
     total_bytes: int
     n_decoded: int
-    widths: Spread | None  # pixels, of the decoded pictures
+    widths: Spread | None  # pixels, of the decoded pictures; sounds have none
     heights: Spread | None
     undecodable: tuple[str, ...]  # one message each, naming the picture
-    duplicates: tuple[tuple[str, ...], ...]  # names of pictures with equal pixels
+    duplicates: tuple[tuple[str, ...], ...]  # names of pictures with equal pixels, or sounds with equal samples
     repeated: int  # captions that more than one item has, or one item twice
     odd: tuple[Odd, ...]
 
@@ -102,28 +102,17 @@ class CheckReport:
         return [*lines, f"fingerprint: {self.fingerprint}", "ok" if self.ok else "NOT OK"]
 
 
-def check(
-    data: CaptionData | ImageData, *, decode: bool = True, limit: int | None = None, workers: int = 1
-) -> CheckReport:
+def check(data: CaptionData | ImageData, *, decode: bool = True) -> CheckReport:
     """Count, measure and decode.
 
     Args:
         data: the data set.
         decode: open the pictures; without it none is found undecodable or duplicate.
-        limit: open at most so many, spread evenly over the data set.
-        workers: threads that decode; more than one only where `data.pictures` may be opened by several at once.
-
-    Raises:
-        DataError: where `limit` or `workers` is less than 1.
     """
-    for name, value in (("limit", limit), ("workers", workers)):
-        if value is not None and value < 1:
-            raise DataError(f"{name} is {value}; expected 1 or more")
     count = len(data.pictures)
-    numbers = _spread_evenly(count, count if limit is None else min(limit, count)) if decode else []
-    with ThreadPoolExecutor(workers) as pool:
-        looks = list(pool.map(lambda number: _look(data, number), numbers))
+    looks = [_look(data, number) for number in range(count)] if decode else []
     whole = [look for look in looks if not look.error]
+    measured = [look.size for look in whole if look.size is not None]
     same: dict[bytes, list[str]] = {}
     for look in whole:
         same.setdefault(look.digest, []).append(look.name)
@@ -142,8 +131,8 @@ def check(
         file_bytes=Spread.of(sizes),
         total_bytes=sum(sizes),
         n_decoded=len(whole),
-        widths=Spread.of([look.width for look in whole]) if whole else None,
-        heights=Spread.of([look.height for look in whole]) if whole else None,
+        widths=Spread.of([width for width, _ in measured]) if measured else None,
+        heights=Spread.of([height for _, height in measured]) if measured else None,
         undecodable=tuple(look.error for look in looks if look.error),
         duplicates=tuple(tuple(names) for names in same.values() if len(names) > 1),
         repeated=sum(times for times in Counter(texts).values() if times > 1),
@@ -161,8 +150,7 @@ def _per_class(data: CaptionData | ImageData) -> dict[str, int]:
 @dataclass(frozen=True)
 class _Look:
     name: str
-    width: int = 0
-    height: int = 0
+    size: tuple[int, int] | None = None  # width and height of a picture
     digest: bytes = b""
     error: str = ""
 
@@ -170,16 +158,13 @@ class _Look:
 def _look(data: CaptionData | ImageData, number: int) -> _Look:
     name = data.pictures.names[number]
     try:
-        picture = data.pictures.open(number)
+        opened = data.pictures.open(number)
     except DataError as error:
         return _Look(name, error=str(error))
-    digest = hashlib.blake2b(f"{picture.size}".encode(), digest_size=16)
-    digest.update(picture.tobytes())
-    return _Look(name, picture.width, picture.height, digest.digest())
-
-
-def _spread_evenly(count: int, wanted: int) -> list[int]:
-    return [number * count // wanted for number in range(wanted)]
+    size, content = (None, opened.samples.numpy()) if isinstance(opened, Sound) else (opened.size, opened)
+    digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
+    digest.update(content.tobytes())
+    return _Look(name, size, digest.digest())
 
 
 def _odd(captions: Sequence[str]) -> tuple[Odd, ...]:

@@ -50,9 +50,15 @@ class Squash:
         return Place((0, 0, width, height), size, size)
 
 
+_STRIP = 32  # the sides of a picture that is resized as a whole differ by at most so many times
+
+
 @dataclass(frozen=True)
 class Centre:
-    """The shorter side resized to `resize` times the size, then the middle of it."""
+    """The shorter side resized to `resize` times the size, then the middle of it.
+
+    Of a longer strip the middle is cut out first: resized as a whole, one of 60,000 x 1 pixels takes 12 GB.
+    """
 
     resize: float
     random = False
@@ -64,10 +70,14 @@ class Centre:
 
     def __call__(self, width: int, height: int, size: int) -> Place:
         """The middle of the picture, rounded as torchvision's Resize and CenterCrop round it."""
+        least, most = min(width, height), max(width, height)
+        cut = max(0, (most - _STRIP * least) // 2)  # as much of both ends: the middle stays where it is
+        most -= 2 * cut
         short = round(size * self.resize)
-        long = int(short * max(width, height) / min(width, height))
+        long = int(short * most / least)
+        box = (cut, 0, most, least) if height <= width else (0, cut, least, most)
         rows, columns = (short, long) if height <= width else (long, short)
-        return Place((0, 0, width, height), rows, columns, (round((rows - size) / 2), round((columns - size) / 2)))
+        return Place(box, rows, columns, (round((rows - size) / 2), round((columns - size) / 2)))
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,6 @@ class Area:
 
     scale: Sequence[float]
     ratio: Sequence[float] = (3 / 4, 4 / 3)
-    random = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -85,10 +94,15 @@ class Area:
         if self.ratio[0] == 0 or self.scale[1] == 0:
             raise RecipeError(f"scale {list(self.scale)} and ratio {list(self.ratio)} must be above 0")
 
+    @property
+    def random(self) -> bool:
+        """Whether two calls differ: not where every box would be the largest of one ratio."""
+        return self.scale[0] < 1 or self.ratio[0] < self.ratio[1]
+
     def __call__(self, width: int, height: int, size: int) -> Place:
         """The first of ten boxes that fits, else the largest in the middle whose ratio is allowed."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(10):
+        for _ in range(10 if self.random else 0):
             share, turn, left, top = torch.rand(4).tolist()
             area = width * height * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
             ratio = math.exp(low + turn * (high - low))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jointembed.data.audio import Sound, open_sound
 from jointembed.data.audio_views import SoundViews
-from jointembed.data.pictures import open_picture
+from jointembed.data.pictures import open_picture, upright_rgb
 from jointembed.data.samples import PictureView
 from jointembed.errors import DataError
 
@@ -63,7 +63,7 @@ def blank(pipeline: PictureView, key: str) -> Tensor:
 
 
 def as_picture(source: Any, label: str) -> Image.Image:
-    """Any of the forms a user has a picture in, as an RGB image.
+    """Any of the forms a user has a picture in, as an upright RGB image; one that is open is left as it is.
 
     Args:
         source: path, bytes of a file, PIL image, (H, W, 3) uint8 array or (3, H, W) uint8 tensor.
@@ -73,7 +73,7 @@ def as_picture(source: Any, label: str) -> Image.Image:
         DataError: naming the file or `label`.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return upright_rgb(source.copy(), label)
     if isinstance(source, str | Path):
         return open_picture(Path(source))
     if isinstance(source, bytes):

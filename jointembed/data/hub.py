@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from jointembed.data.captions import clean_caption
+from jointembed.data.captions import row_captions
 from jointembed.data.labels import number_labels
 from jointembed.data.pictures import open_picture
 from jointembed.data.records import CaptionData, ImageData
@@ -49,7 +49,7 @@ def caption_dataset(
     columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
     _check_columns(data, [image_column, *columns, *([id_column] if id_column else [])], label)
     captions = [
-        _row_captions([row[column] for column in columns], f"{label}[{number}]")
+        row_captions([row[column] for column in columns], f"{label}[{number}]")
         for number, row in enumerate(data.select_columns(columns))
     ]
     ids = data[id_column][:] if id_column else range(len(data))
@@ -105,7 +105,9 @@ def image_dataset(
                     f"{label}[{row}]: {label_column!r} is {ascii(value)[:60]}; expected a whole number or a name"
                 )
         names = getattr(data.features[label_column], "names", None)
-        labels, classes = number_labels(values, names, source=label, pictures=pictures.names)
+        labels, classes = number_labels(
+            values, names, source=f"{label}, column {label_column!r}", pictures=pictures.names
+        )
     found = ImageData(label, pictures, labels, classes, picture_ids=tuple(map(str, range(len(data)))))
     return choose(found, subset=None, fraction=fraction, subset_seed=subset_seed)
 
@@ -162,15 +164,6 @@ def _uncounted() -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _row_captions(cells: Iterable[object], where: str) -> list[str]:
-    captions: list[object] = []
-    for cell in cells:
-        captions += cell if isinstance(cell, list) else [cell]
-    if not captions:
-        raise DataError(f"{where}: has no caption")
-    return [clean_caption(caption, where) for caption in captions]
 
 
 def _pictures(data: "Dataset", column: str, label: str) -> "Dataset":

@@ -8,7 +8,7 @@ import numpy as np
 from jointembed.data.json_file import parse_json, read_text
 from jointembed.data.labels import number_labels
 from jointembed.data.records import ImageData
-from jointembed.data.shards import PictureTar
+from jointembed.data.shards import PictureTar, member_key
 from jointembed.data.subsets import choose
 from jointembed.errors import DataError
 
@@ -30,15 +30,18 @@ def image_shards(
         labels: a file beside each picture, `KEY.cls` with the label as text or `KEY.json` with it under `json_key`;
             the key of a member is its path up to the first dot of the file name. None reads pictures alone.
         json_key: of the label.
-        classes: text file with the name of one class a line; see `jointembed.data.labels.number_labels`.
+        classes: text file with the name of one class a line, with labels alone; see
+            `jointembed.data.labels.number_labels`.
         subset: text file of the pictures to keep; see `jointembed.data.subsets.choose`, for the next two as well.
         fraction: share of each class to keep.
         subset_seed: of the fraction.
 
     Raises:
         DataError: naming shard and member: what `PictureTar` refuses, a picture without a label, two pictures of one
-            key, a label that is no class, a class without a picture.
+            key, a label that is no class, a class without a picture. Or naming `classes`, where there are no labels.
     """
+    if classes and not labels:
+        raise DataError(f"{classes}: names of classes for pictures without labels; leave out classes, or set labels")
     shards = _shards(path)
     name = Path(path).stem if isinstance(path, str) else f"{shards[0].stem} and {len(shards) - 1} shards more"
     archive = PictureTar(shards)
@@ -66,11 +69,11 @@ def _shards(path: str | list[str]) -> list[Path]:
 
 def _labels(archive: PictureTar, kind: str, json_key: str, source: str) -> list[str]:
     """Of each picture, as text."""
-    beside = {_key(other): other for other in archive.other_names if other.endswith(f".{kind}")}
+    beside = {member_key(other): other for other in archive.other_names if other.endswith(f".{kind}")}
     found: list[str] = []
     owner: dict[str, str] = {}
     for picture in archive.names:
-        key = _key(picture)
+        key = member_key(picture)
         if owner.setdefault(key, picture) != picture:
             raise DataError(f"{source}: {picture!r} and {owner[key]!r} are pictures of one key, {key!r}")
         if key not in beside:
@@ -84,11 +87,6 @@ def _labels(archive: PictureTar, kind: str, json_key: str, source: str) -> list[
         if not found[-1]:
             raise DataError(f"{where}: no label in it")
     return found
-
-
-def _key(name: str) -> str:
-    folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{file.split('.')[0]}"
 
 
 def _label(record: object, key: str, where: str) -> str:

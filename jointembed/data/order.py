@@ -4,7 +4,7 @@ As a reader with several shards open and a shuffle buffer would give it, but as 
 position can be asked for, so a resume replays and loses nothing, and no rank or worker needs to know of another.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -102,13 +102,6 @@ class WindowedOrder:
             place = np.concatenate([(np.arange(self._sizes[shard]) + 0.5) / self._sizes[shard] for shard in shards])
             self._last_group = group, ids[np.argsort(place, kind="stable")]
         return self._last_group[1]
-
-
-def windowed_permutation(
-    shard_sizes: Sequence[int], window: int, seed: int, epoch: int, *, interleave: int = 8
-) -> np.ndarray:
-    """The whole of a `WindowedOrder`: a permutation of all samples, (N,) int64, keyed by (seed, epoch)."""
-    return WindowedOrder(Layout(tuple(shard_sizes), window, interleave), seed, epoch)[:]
 
 
 def epoch_order(layout: Layout | None, samples: int, seed: int) -> Callable[[int], Order]:

@@ -71,7 +71,7 @@ def _decode(file: IO[bytes], label: str, max_pixels: int) -> Image.Image:
         if choose is not None and image.format == "JPEG":
             _draft(image, choose)
         image.load()
-        return _to_rgb(_upright(image), label)
+        return upright_rgb(image, label)
     except UnidentifiedImageError:
         raise DataError(f"{label}: not a picture{_looks_like(head)}; expected one of {', '.join(FORMATS)}") from None
     except DataError:
@@ -105,6 +105,15 @@ def _turned(image: Image.Image) -> bool:
         return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     except Exception:  # damaged EXIF: as in _upright
         return False
+
+
+def upright_rgb(image: Image.Image, label: str) -> Image.Image:
+    """An open picture as `open_picture` decodes one; a JPEG is turned in place.
+
+    Raises:
+        DataError: naming `label`, for pixels that are no 8 or 16 bits a channel.
+    """
+    return _to_rgb(_upright(image), label)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -179,6 +188,12 @@ def _has_a_name_here(text: str) -> bool:
     return True
 
 
+def first_twice(names: Sequence[str]) -> str:
+    """The first of some names that is there already."""
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
 class PictureFolder:
     """Pictures as files under one root, by relative names; a name that leads out of the root is refused."""
 
@@ -193,9 +208,7 @@ class PictureFolder:
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder of pictures")
         if len(set(self.names)) < len(self.names):
-            seen: set[str] = set()
-            twice = next(name for name in self.names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise DataError(f"{twice!r}: named twice among the pictures of {self.root}")
+            raise DataError(f"{first_twice(self.names)!r}: named twice among the pictures of {self.root}")
         real_root = Path(os.path.realpath(self.root))
         folders: set[str] = set()  # checked already: a data set has many files in few folders
         self._sizes = [self._check(name, real_root, folders) for name in self.names]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
-from jointembed.data.pictures import open_picture
+from jointembed.data.pictures import first_twice, open_picture
 from jointembed.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
@@ -45,7 +45,7 @@ class _PictureArchive(ABC):
         names = members if members is not None else [name for name in index if is_picture(name)]
         self.names: Sequence[str] = tuple(name.removeprefix("./") for name in names)
         if len(set(self.names)) < len(self.names):
-            raise DataError(f"{label}: {_first_twice(self.names)!r} is named twice among the pictures")
+            raise DataError(f"{label}: {first_twice(self.names)!r} is named twice among the pictures")
         missing = next((name for name in self.names if name not in index), None)
         if missing is not None:
             raise DataError(f"{label}: no member {missing!r} in it")
@@ -268,6 +268,7 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 
-def _first_twice(names: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+def member_key(name: str) -> str:
+    """What the members of one sample share in the WebDataset layout: the path up to the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]

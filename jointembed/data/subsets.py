@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jointembed.data.json_file import read_text
+from jointembed.data.order import layout_of, regrouped
 from jointembed.data.records import CaptionData, ImageData, Pictures
 from jointembed.errors import DataError
 
@@ -17,12 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class PicturePart:
-    """Some pictures of a collection, in the order given."""
+    """Some pictures of a collection, in the order given; those of shards lie where they lay."""
 
     def __init__(self, pictures: Pictures, numbers: Sequence[int]) -> None:
-        """Keep the collection and the numbers of the pictures in it."""
+        """Keep the collection and the numbers of the pictures in it, which ascend where it has a layout."""
         self._pictures, self._numbers = pictures, tuple(numbers)
         self.names: Sequence[str] = tuple(pictures.names[number] for number in self._numbers)
+        kept = np.bincount(np.asarray(self._numbers, dtype=np.int64), minlength=len(pictures))
+        self.layout = regrouped(layout_of(pictures), kept)
 
     def __len__(self) -> int:
         """Number of pictures."""

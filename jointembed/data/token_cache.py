@@ -63,6 +63,8 @@ def tokenise(tokens: Tokens, texts: Sequence[str]) -> TokenLists:
 def cached_tokens(tokens: Tokens, texts: Sequence[str], fingerprint: str, folder: Path) -> TokenLists:
     """As `tokenise`, but only the first time; every rank calls it, the main one works.
 
+    A rank on a machine that does not see the file makes its own.
+
     Args:
         tokens: the tokenizer: its content and longest caption are part of the key.
         texts: (T,) captions.
@@ -75,16 +77,10 @@ def cached_tokens(tokens: Tokens, texts: Sequence[str], fingerprint: str, folder
     content = json.dumps([tokens.tokenizer.to_str(), tokens.max_length, fingerprint])
     path = folder / f"tokens-{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
     if distributed.is_main() and not path.is_file():
-        made = tokenise(tokens, texts)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_tensors({"ids": made.ids, "start": made.start}, part)
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            raise DataError(f"{path}: cached tokens cannot be written ({error}); set JOINTEMBED_CACHE") from None
+        _store(tokenise(tokens, texts), path)
     distributed.barrier()
+    if not path.is_file():
+        _store(tokenise(tokens, texts), path)
     try:
         stored = load_file(path)
         found = TokenLists(stored["ids"], stored["start"])
@@ -93,3 +89,14 @@ def cached_tokens(tokens: Tokens, texts: Sequence[str], fingerprint: str, folder
     if len(found) != len(texts):
         raise DataError(f"{path}: tokens of {len(found)} captions, there are {len(texts)}; delete the file")
     return found
+
+
+def _store(made: TokenLists, path: Path) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors({"ids": made.ids, "start": made.start}, part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path}: cached tokens cannot be written ({error}); set JOINTEMBED_CACHE") from None

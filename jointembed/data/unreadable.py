@@ -2,13 +2,14 @@
 
 Every picture is decoded once, by all ranks and their worker processes together, and what was found is kept in the cache
 under the data set's fingerprint. So the data of a run, and with it the order of its samples, is settled before it
-begins and is the same after a resume.
+begins and is the same after a resume, unless a picture on the list has been mended.
 """
 
 import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,6 @@ from torch.utils.data import Dataset
 
 from jointembed import distributed
 from jointembed.data.loader_workers import in_order, worker_faults
-from jointembed.data.order import Layout, layout_of, regrouped
 from jointembed.data.records import CaptionData, ImageData, Pictures
 from jointembed.data.subsets import PicturePart
 from jointembed.errors import DataError
@@ -55,7 +55,7 @@ def readable(data: D, limit: float, *, workers: int, folder: Path) -> D:
     log.warning("%s and are left out; the run's skipped.jsonl names them", said)
     kept = np.array([number for number in range(total) if number not in found], dtype=np.int64)
     skipped = tuple((data.pictures.names[number], reason) for number, reason in found.items())
-    pictures = _part(data.pictures, kept)
+    pictures = PicturePart(data.pictures, kept.tolist())
     ids = tuple(data.picture_ids[number] for number in kept)
     if isinstance(data, ImageData):
         labels = None if data.labels is None else data.labels[kept]
@@ -79,37 +79,39 @@ def readable(data: D, limit: float, *, workers: int, folder: Path) -> D:
 
 @worker_faults()
 def unreadable(pictures: Pictures, fingerprint: str, *, workers: int, folder: Path) -> dict[int, str]:
-    """Number and reason of every picture that cannot be read, ascending; decoded only the first time.
+    """Number and reason of every picture that cannot be read, ascending.
+
+    All are decoded the first time; later those alone that were found then: a file may have been mended since.
 
     Raises:
         DataError: a cache file that cannot be written, or not be read; delete it.
     """
-    path = folder / f"unreadable-{hashlib.sha256(fingerprint.encode()).hexdigest()[:32]}.json"
-    if not distributed.broadcast_object(path.is_file()):
-        own = range(distributed.rank(), len(pictures), distributed.world())
-        loader = in_order(
-            _Reasons(pictures, own),
-            batch=_AT_ONCE,
-            workers=workers,
-            name=partial(_name_of, pictures, own),
-            collate=_joined,
-        )
-        mine = {number: reason for part in loader for number, reason in part.items()}
-        everyone = {number: reason for one in distributed.gather_objects(mine) for number, reason in one.items()}
-        if distributed.is_main():
-            part_file = path.with_suffix(f".{os.getpid()}.part")
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                part_file.write_text(json.dumps(sorted(everyone.items())), encoding="utf-8")
-                part_file.replace(path)
-            except OSError as error:
-                reason = error.strerror or error
-                raise DataError(f"{path}: the list cannot be written ({reason}); set JOINTEMBED_CACHE") from None
-        distributed.barrier()
+    key = f"{fingerprint}{getattr(pictures, 'rate', '')}"  # a sound of another rate than the recipe's is none
+    path = folder / f"unreadable-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
-        return {int(number): str(reason) for number, reason in json.loads(path.read_text(encoding="utf-8"))}
+        stored = distributed.broadcast_object(path.read_bytes() if distributed.is_main() and path.is_file() else None)
+        known = None if stored is None else {int(number): str(reason) for number, reason in json.loads(stored)}
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: the list of unreadable pictures cannot be read ({error}); delete the file") from None
+    own = (range(len(pictures)) if known is None else sorted(known))[distributed.rank() :: distributed.world()]
+    loader = in_order(
+        _Reasons(pictures, own),
+        batch=_AT_ONCE,
+        workers=workers if known is None else 0,
+        name=partial(_name_of, pictures, own),
+        collate=_joined,
+    )
+    found = dict(sorted(_joined(distributed.gather_objects(_joined(list(loader)))).items()))
+    if distributed.is_main() and found != known:
+        part_file = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            part_file.write_text(json.dumps(list(found.items())), encoding="utf-8")
+            part_file.replace(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{path}: the list cannot be written ({reason}); set JOINTEMBED_CACHE") from None
+    return found
 
 
 def write_skipped(path: Path, skipped: tuple[tuple[str, str], ...]) -> None:
@@ -118,14 +120,14 @@ def write_skipped(path: Path, skipped: tuple[tuple[str, str], ...]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _name_of(pictures: Pictures, own: range, place: int) -> str:
+def _name_of(pictures: Pictures, own: Sequence[int], place: int) -> str:
     return pictures.names[own[place]]
 
 
 class _Reasons(Dataset[dict[int, str]]):
     """Why a picture cannot be read, for those that cannot."""
 
-    def __init__(self, pictures: Pictures, numbers: range) -> None:
+    def __init__(self, pictures: Pictures, numbers: Sequence[int]) -> None:
         self.pictures, self.numbers = pictures, numbers
 
     def __len__(self) -> int:
@@ -142,19 +144,3 @@ class _Reasons(Dataset[dict[int, str]]):
 
 def _joined(parts: list[dict[int, str]]) -> dict[int, str]:
     return {number: reason for part in parts for number, reason in part.items()}
-
-
-class _ShardsPart(PicturePart):
-    """Some pictures of shards: they lie where they lay."""
-
-    def __init__(self, pictures: Pictures, numbers: np.ndarray, layout: Layout) -> None:
-        super().__init__(pictures, numbers.tolist())
-        self.layout = layout
-
-
-def _part(pictures: Pictures, numbers: np.ndarray) -> PicturePart:
-    layout = layout_of(pictures)
-    if layout is None:
-        return PicturePart(pictures, numbers.tolist())
-    kept = regrouped(layout, np.bincount(numbers, minlength=len(pictures)))
-    return PicturePart(pictures, numbers.tolist()) if kept is None else _ShardsPart(pictures, numbers, kept)

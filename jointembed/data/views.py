@@ -218,6 +218,8 @@ def patch_grid(
     grey: float,
 ) -> Views:
     """`patches` (P, 3, h, h): a regular grid of overlapping patches, row by row."""
+    if stride < 1:
+        raise RecipeError(f"stride: {stride} pixels from one patch to the next, expected 1 or more")
     grid = Patches("patches", (size - patch_size) // stride + 1, patch_size, stride)
     colour = Colour(jitter, jitter_p, grey, flip=flip)
     return Views([Crop(grid, size, Area(scale), interpolation, colour)])

@@ -1,11 +1,10 @@
-"""Top-1 and top-5 accuracy from the rank of each row's true class, with intervals."""
+"""Top-1 and top-5 accuracy from the rank of each row's true class."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jointembed.errors import EvaluationError
-from jointembed.evaluation.intervals import wilson
 
 TOP = (1, 5)
 
@@ -31,11 +30,6 @@ def true_ranks(scores: Tensor, label: Tensor) -> np.ndarray:
 def accuracies(name: str, rank: np.ndarray) -> dict[str, float]:
     """Percent of rows whose true class is the first, and among the first five: `<name>_top1`, `<name>_top5`."""
     return {f"{name}_top{top}": 100 * float(np.mean(rank < top)) for top in TOP}
-
-
-def accuracy_intervals(name: str, rank: np.ndarray, *, level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Wilson intervals of `accuracies`, in percent."""
-    return {f"{name}_top{top}": wilson(int(np.sum(rank < top)), len(rank), level=level) for top in TOP}
 
 
 def check_labelled(side: str, rows: Tensor, label: Tensor) -> None:

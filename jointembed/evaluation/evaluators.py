@@ -10,6 +10,11 @@ from jointembed.evaluation.knn import knn_accuracy
 from jointembed.evaluation.linear_probe import fast_probe
 from jointembed.objectives.statistics import mean_absolute_correlation, rankme, std_per_dimension
 
+# the other numbers are the better the higher they are, so that the highest value may pick the model
+LOWER_IS_BETTER = frozenset(
+    ("i2t_medr", "i2t_meanr", "t2i_medr", "t2i_meanr", "tied_queries", "correlation", "z_correlation")
+)
+
 
 class Features(NamedTuple):
     """Vectors of a data set, row by row, and its labels."""

@@ -1,12 +1,10 @@
-"""Bootstrap intervals over items, paired differences of two runs on the same queries, and intervals of accuracies.
+"""Bootstrap intervals over items, and paired differences of two runs on the same queries.
 
 The queries of one item (a picture and its captions) stand or fall together, so items are drawn, with replacement, and
 bring all their queries with them (cluster bootstrap, percentile intervals: Efron & Tibshirani 1993, chapters 8 and 13).
 Where there are folds, items are drawn within each fold.
 """
 
-import math
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -76,22 +74,6 @@ def paired_difference(
         beyond = min(np.sum(change <= 0), np.sum(change >= 0))
         found[name] = Difference(a[name] - b[name], low, high, float(min(1.0, 2 * (beyond + 1) / (samples + 1))))
     return found
-
-
-def wilson(hits: int, total: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share, in percent (Wilson 1927): for accuracies over rows that are independent.
-
-    Raises:
-        EvaluationError: unless 0 <= hits <= total, total > 0 and 0 < level < 1.
-    """
-    if not (0 <= hits <= total and total > 0):
-        raise EvaluationError(f"{hits} of {total} is no share")
-    _check_level(level)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = hits / total
-    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
 
 
 def resample(ranks: RetrievalRanks, *, samples: int, seed: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jointembed.errors import EmbeddingsError, JointEmbedError
-from jointembed.inference.nearest import SPARE, Vectors, nearest, rescored
+from jointembed.inference.nearest import SPARE, Vectors, nearest, rescored, settled
 
 BITS = 8  # of a code, so 256 centroids a part
 FEWEST = 39 * 2**BITS  # rows that FAISS wants for that many centroids
@@ -100,12 +100,10 @@ def open_faiss(path: Path, kind: str, vectors: Vectors) -> Any:
 
 
 def search_faiss(index: Any, queries: Tensor, vectors: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `nearest`, with candidates from a FAISS index; a query for which it finds fewer than k gets the exact answer.
-
-    Of more than `SPARE` equal scores around the k-th, which rows are kept is up to FAISS.
-    """
+    """As `nearest`, with candidates from a FAISS index; where it finds fewer than k of them the answer is exact."""
     count = min(k, len(vectors))
-    wanted = count + SPARE if type(index).__name__ == "IndexFlatIP" else count * _CANDIDATES
+    flat = type(index).__name__ == "IndexFlatIP"
+    best, wanted = (settled, count + SPARE) if flat else (rescored, count * _CANDIDATES)
     _, found = index.search(queries.contiguous().numpy(), min(wanted, len(vectors)))
     scores = np.empty((len(queries), count), dtype=np.float32)
     rows = np.empty((len(queries), count), dtype=np.int64)
@@ -115,7 +113,7 @@ def search_faiss(index: Any, queries: Tensor, vectors: Vectors, k: int) -> tuple
             exact = nearest(query[None], vectors, count)
             scores[number], rows[number] = exact[0][0], exact[1][0]
         else:
-            scores[number], rows[number] = rescored(query, vectors, candidates, count)
+            scores[number], rows[number] = best(query, vectors, candidates, count)
     return scores, rows
 
 

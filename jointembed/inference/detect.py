@@ -23,7 +23,7 @@ from jointembed.data.loader_workers import in_order, worker_faults
 from jointembed.data.masks import encode_masks
 from jointembed.errors import WeightsError
 from jointembed.inference.embed import Openable, Precision, picture_name
-from jointembed.model import autocast
+from jointembed.model import autocast, construct
 from jointembed.tensor_files import save_tensors
 
 FORMAT = 1
@@ -126,14 +126,10 @@ def make_detector(config: dict[str, Any]) -> Detector:
         WeightsError: a key that is missing or does not fit this version.
     """
     try:
-        encoder = _named(ENCODERS, config["encoder"] | {"weights": None})
-        return _named(DETECTORS, config["detector"], encoder, len(config["categories"]))
+        encoder = construct(config["encoder"] | {"weights": None}, ENCODERS)
+        return construct(config["detector"], DETECTORS, encoder, len(config["categories"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"config: {type(error).__name__} {error}; it does not fit version {__version__}") from error
-
-
-def _named(table: dict[str, Any], block: dict[str, Any], *given: Any) -> Any:
-    return table[block["name"]](*given, **{key: value for key, value in block.items() if key != "name"})
 
 
 def save_detector(detector: Detector, folder: Path, config: dict[str, Any], card: str) -> None:

@@ -20,6 +20,7 @@ from jointembed.data.samples import PictureView, draw_view, sample_seed
 from jointembed.data.tokens import pad
 from jointembed.errors import WeightsError
 from jointembed.inference.embed import Openable, in_evaluation_mode, picture_batches, picture_name, shared_out
+from jointembed.inference.files import publish
 from jointembed.model import JointEmbedding
 from jointembed.tensor_files import save_tensors
 
@@ -38,7 +39,7 @@ def cached_rows(encoder: nn.Module, inputs: dict[str, Any], compute: Callable[[]
 
     Args:
         encoder: whose weights are part of the key.
-        inputs: the rest of the key as JSON values: view pipeline, data fingerprint, precision.
+        inputs: the rest of the key as JSON values: encoder block, view pipeline or tokenizer, data fingerprint.
         compute: gives the rows; every rank calls it together.
         folder: the cache.
 
@@ -54,13 +55,10 @@ def cached_rows(encoder: nn.Module, inputs: dict[str, Any], compute: Callable[[]
             raise WeightsError(f"{path}: cached representations cannot be read ({error}); delete the file") from None
     rows = compute()
     if distributed.is_main():
-        part = path.with_suffix(f".{key[:8]}.part")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_tensors({"h": rows.contiguous()}, part)
-            part.replace(path)
+            publish(path, lambda aside: save_tensors({"h": rows.contiguous()}, aside))
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
             message = f"{path}: cached representations cannot be written ({error}); set JOINTEMBED_CACHE"
             raise WeightsError(message) from None
     distributed.barrier()

@@ -89,11 +89,6 @@ class Index:
         """`exact`, `flat` or `ivf_pq`."""
         return self.info["kind"]
 
-    @property
-    def view(self) -> str:
-        """The view of the model that the rows are."""
-        return self.info["view"]
-
     def model(self) -> JointEmbedding:
         """The model that made the vectors, loaded once, on the CPU. Raises WeightsError."""
         if self._model is None:

@@ -24,6 +24,7 @@ from jointembed.inference.places import emoji_place, tar_place
 
 Modality = Literal["image", "text"]
 EMOJI_SPLITS = ("train", "val", "test")
+TEXT_COLUMNS = ("text", "caption")  # looked for where none is named
 
 
 @dataclass(frozen=True)
@@ -239,9 +240,18 @@ class TarShards:
 
 
 def _named(data: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """The files under their paths below the folder they have in common, without the suffix."""
+    """The files under their paths below the folder they have in common, without the suffix.
+
+    Raises:
+        DataError: naming two files that differ in the suffix alone, as `a.tar` and `a.TAR`.
+    """
     folder = data if data.is_dir() else Path(os.path.commonpath([path.parent for path in files]))
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    named: dict[str, Path] = {}
+    for path in files:
+        other = named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if other != path:
+            raise DataError(f"{other} and {path}: their rows would have the same ids; rename one of them")
+    return named
 
 
 def _read_text(archive: PictureTar, path: Path, members: Sequence[str], number: int) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 from jointembed.data.captions import clean_caption
 from jointembed.errors import DataError
-from jointembed.inference.inputs import Modality, Records, sizes_digest
+from jointembed.inference.inputs import TEXT_COLUMNS, Modality, Records, sizes_digest
 from jointembed.inference.places import open_parquet, open_value, parquet_place, read_cells
 
-_COLUMNS: dict[Modality, tuple[str, ...]] = {"image": ("image", "picture"), "text": ("text", "caption")}
+_COLUMNS: dict[Modality, tuple[str, ...]] = {"image": ("image", "picture"), "text": TEXT_COLUMNS}
 
 
 class ParquetFiles:

@@ -12,9 +12,7 @@ from jointembed.data.captions import clean_caption
 from jointembed.data.captions_table import SEPARATORS
 from jointembed.data.json_file import parse_json
 from jointembed.errors import DataError
-from jointembed.inference.inputs import Modality, Records
-
-COLUMNS = ("text", "caption")  # looked for where none is named
+from jointembed.inference.inputs import TEXT_COLUMNS, Modality, Records
 
 
 class _Text(NamedTuple):
@@ -128,9 +126,9 @@ def _header(lines: _Lines, separator: str) -> list[str]:
 def _column(column: str | None, names: list[str], path: Path) -> str:
     if column is not None:
         return column
-    found = next((name for name in COLUMNS if name in names), None)
+    found = next((name for name in TEXT_COLUMNS if name in names), None)
     if found is None:
-        raise DataError(f"{path}: no column {' or '.join(map(repr, COLUMNS))} in {ascii(names)[:200]}; name it")
+        raise DataError(f"{path}: no column {' or '.join(map(repr, TEXT_COLUMNS))} in {ascii(names)[:200]}; name it")
     return found
 
 

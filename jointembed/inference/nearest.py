@@ -3,9 +3,11 @@
 Each score and its row become one 64-bit whole number whose order is (score, then lower row first), so that equal
 scores need no further thought. Whether two equal rows get equal scores from a matrix product depends on where they
 stand in it, in the last bit; so a few more candidates than asked for are scored again in float64, each for itself.
+Where rounding could have kept another row from being a candidate, all rows that it could have are scored again.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from jointembed.errors import EmbeddingsError
 SPARE = 16  # candidates above k that are scored again
 _QUERIES = 64  # at once
 _SCORES = 1 << 19  # a block: 4 MB of keys stay in the cache of a core
+_UNIT = 2.0**-24  # relative rounding error of one float32 operation
 _LAST = 0xFFFFFFFF
 
 
@@ -32,6 +35,12 @@ class Vectors:
     def __len__(self) -> int:
         """N."""
         return int(self.starts[-1])
+
+    @cached_property
+    def longest(self) -> float:
+        """The greatest length of a row, found once; 0 where there is no row."""
+        blocks = self.blocks(_SCORES)
+        return max((float(torch.linalg.vector_norm(block, dim=1).max()) for _, block in blocks), default=0.0)
 
     def blocks(self, rows: int) -> "list[tuple[int, Tensor]]":
         """Number of the first row, and at most so many rows, of one part after the other."""
@@ -69,13 +78,47 @@ def nearest(queries: Tensor, vectors: Vectors, k: int) -> tuple[np.ndarray, np.n
         some = queries[start : start + _QUERIES]
         candidates = _candidates(some, vectors, min(count + SPARE, len(vectors)))
         for offset, query in enumerate(some):
-            scores[start + offset], rows[start + offset] = rescored(query, vectors, candidates[offset], count)
+            scores[start + offset], rows[start + offset] = settled(query, vectors, candidates[offset], count)
     return scores, rows
+
+
+def settled(query: Tensor, vectors: Vectors, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best rows of one query (D,), given the C >= k rows with its highest float32 scores: (k,) and (k,).
+
+    No other row has a higher float32 score than any candidate. So the float64 score of another row is at most the
+    lowest candidate's and twice the rounding error. Where that reaches the k-th score, one more pass finds the rows.
+    """
+    scores, rows = rescored(query, vectors, candidates, len(candidates))
+    if len(rows) < len(vectors):
+        error = _rounding(query, vectors)
+        if not float(scores[-1]) + 2 * error < float(scores[k - 1]):
+            scores, rows = rescored(query, vectors, _reaching(query, vectors, float(scores[k - 1]) - error), k)
+    return scores[:k], rows[:k]
+
+
+def _rounding(query: Tensor, vectors: Vectors) -> float:
+    """How far a float32 score may be from the one of `rescored`.
+
+    A sum of D products in any order is wrong by at most D u |query| |row| to first order, u the rounding error of one
+    operation (Higham 2002, section 3.1). The 4 are for rounding the other score and what it is compared with, the
+    percent for the second order and the lengths, and the last term for products too small for float32.
+    """
+    length = float(torch.linalg.vector_norm(query.double()))
+    smallest = torch.finfo(torch.float32).tiny
+    return 1.01 * (vectors.width + 4) * _UNIT * length * vectors.longest + vectors.width * smallest
+
+
+def _reaching(query: Tensor, vectors: Vectors, floor: float) -> np.ndarray:
+    """Rows (M,) whose float32 score is not below a floor, ascending."""
+    blocks = vectors.blocks(_SCORES)
+    return np.concatenate([first + np.flatnonzero(~(block @ query < floor).numpy()) for first, block in blocks])
 
 
 def rescored(query: Tensor, vectors: Vectors, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Score candidates (C,) of one query (D,) in float64 and keep the k best: (k,) float32 and (k,) int64."""
-    scores = (vectors.take(candidates).double() * query.double()).sum(dim=1).float().numpy()
+    blocks = np.array_split(candidates, len(candidates) * vectors.width // _SCORES + 1)
+    products = [(vectors.take(block).double() * query.double()).sum(dim=1) for block in blocks]
+    scores = torch.cat(products).float().numpy()
     order = np.lexsort((candidates, -scores))[:k]
     return scores[order], candidates[order]
 

@@ -94,6 +94,8 @@ def open_parquet(file: Path) -> Any:
         return parquet.ParquetFile(file)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
+    except UnicodeEncodeError:  # Arrow takes no other paths
+        raise DataError(f"{ascii(str(file))} is not valid Unicode") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{file}: not a parquet file, or a damaged one ({' '.join(str(error).split())[:200]})"

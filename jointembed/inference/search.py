@@ -10,6 +10,8 @@ import numpy as np
 
 from jointembed.errors import DataError, WeightsError
 from jointembed.inference.index import Index
+from jointembed.inference.inputs import Modality
+from jointembed.inference.worker import modality_of
 from jointembed.model import JointEmbedding
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,9 @@ def picture_view(model: JointEmbedding) -> str:
     return _first(model, "image")
 
 
-def _first(model: JointEmbedding, modality: str) -> str:
+def _first(model: JointEmbedding, modality: Modality) -> str:
     for view in model.views:
-        if ("text" if model.reads_text(view) else "image") == modality:
+        if modality_of(model, view) == modality:
             return view
     raise WeightsError(f"the model has no view for {modality}s; it has {', '.join(model.views)}")
 

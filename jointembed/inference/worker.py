@@ -172,7 +172,7 @@ class EmbedWorker:
         """Make one shard, whether it has a mark or not, and return its mark; `bad` inputs were skipped before it."""
         progress = _Progress()
         path = parquet_path(self.out, number)
-        publish(path, lambda aside: self._write(aside, self.source.records(number), progress, bad))
+        publish(path, lambda aside: self._write(aside, self._records(number), progress, bad))
         mark = {
             "shard": number,
             "rows": progress.rows,
@@ -186,6 +186,16 @@ class EmbedWorker:
         }
         publish_json(mark_path(self.out, number), mark)
         return mark
+
+    def _records(self, number: int) -> Records:
+        """Open one shard. Raises DataError for an id or a path that no parquet can hold, which keeps text as UTF-8."""
+        records = self.source.records(number)
+        for name in filter(None, (*records.ids, *records.paths)):
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{self.source.name}: {ascii(name)} is not valid Unicode") from None
+        return records
 
     def list_skipped(self) -> None:
         """Write `skipped.jsonl` from the marks of all workers; again, where another worker added one meanwhile."""

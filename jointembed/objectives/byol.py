@@ -1,13 +1,20 @@
 """BYOL: each view predicts the target's embedding of the other. Grill et al., NeurIPS 2020."""
 
-import math
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from jointembed.errors import RecipeError
 from jointembed.layers import Embedding
-from jointembed.objectives.objective import PairObjective, ViewShape, check_pair, check_shared, make_predictor, named
+from jointembed.objectives.objective import (
+    PairObjective,
+    ViewShape,
+    check_pair,
+    check_shared,
+    make_predictor,
+    named,
+    rising_momentum,
+)
 from jointembed.objectives.statistics import mean_cosine
 
 
@@ -70,7 +77,7 @@ class BYOL(PairObjective):
 
     def momentum(self, progress: float) -> float:
         """Momentum of the EMA target when `progress` of the run is done."""
-        return 1 - (1 - self.first_momentum) * (math.cos(math.pi * progress) + 1) / 2
+        return rising_momentum(self.first_momentum, progress)
 
     def forward(
         self,

@@ -60,7 +60,8 @@ class CLIP(PairObjective):
             raise RecipeError(
                 f"objective: temperature and max_scale must be positive, found {temperature} and {max_scale}"
             )
-        self.temperature, self.max_scale = temperature, max_scale
+        self.temperature = None if learn_temperature else temperature  # no coefficient of a ramp where it is learned
+        self.log_limit = math.log(max_scale)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learn_temperature else None
 
     def forward(
@@ -74,9 +75,10 @@ class CLIP(PairObjective):
         """Terms of `clip_loss` with the names of the views, and `temperature` where it is learned."""
         a, b = self.pair(online)
         if self.log_scale is None:
+            assert self.temperature is not None
             return named(clip_loss(a, b, temperature=self.temperature, item=item), online)
         with torch.no_grad():  # on the parameter itself: past a limit inside the graph its gradient would be 0 for good
-            self.log_scale.clamp_(max=math.log(self.max_scale))
+            self.log_scale.clamp_(max=self.log_limit)
         temperature = torch.exp(-self.log_scale)
         terms = named(clip_loss(a, b, temperature=temperature, item=item), online)
         return terms | {"temperature": temperature.detach()}

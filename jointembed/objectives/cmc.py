@@ -1,7 +1,7 @@
 """Contrastive multiview coding: each view against a memory of the other. Tian, Krishnan, Isola, ECCV 2020."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
 
@@ -114,6 +114,11 @@ class CMC(PairObjective):
             partitions=cast(list[Partition], self.partitions) or None,
         )
         return named(terms, online)
+
+    def before_step(self, batch: Mapping[str, Any]) -> None:
+        """Begin anew where the first step was left out."""
+        for partition in cast(list[Partition], self.partitions):
+            partition.drop()
 
     def end_step(self, progress: float) -> None:
         """Move the memories."""

@@ -129,6 +129,10 @@ class Partition(nn.Module):
         kept = self.mean if self._held is None else self._held
         return kept.log().to(negative.dtype)
 
+    def drop(self) -> None:
+        """Forget what is held; before each step, as the last one may have been left out."""
+        self._held = None
+
     def commit(self) -> None:
         """Keep the mean for good. Every rank must call it."""
         if self._held is not None:

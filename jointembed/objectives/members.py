@@ -23,7 +23,8 @@ class PerMember(Wrapped):
         count: of members; h and z are theirs side by side.
 
     Raises:
-        RecipeError: an objective of feature maps, which members do not give.
+        RecipeError: an objective of feature maps, which members do not give; one of labels, whose classifiers could not
+            be published as one.
     """
 
     def __init__(self, make: Callable[[], Objective], count: int) -> None:
@@ -36,6 +37,8 @@ class PerMember(Wrapped):
         )
         if {"maps", "target_maps"} & self.needs:
             raise RecipeError("branches.members: this objective reads feature maps, and members give none; set it to 1")
+        if "label" in self.needs:
+            raise RecipeError("branches.members: a supervised objective has one classifier for all; set it to 1")
 
     @property
     def objectives(self) -> list[Objective]:

@@ -1,5 +1,6 @@
 """What an objective is to the model and the loop."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ class Objective(nn.Module, ABC):
 
     def end_step(self, progress: float) -> None:
         """Hook of the loop, after the optimizer's step; `progress` is the share of the run that is done, 0 .. 1."""
+
+
+def rising_momentum(first: float, progress: float) -> float:
+    """Momentum that rises from `first` to 1 on a half cosine of the run's progress, 0 .. 1 (BYOL, section 3.3)."""
+    return 1 - (1 - first) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def check_shared(views: Mapping[str, str], name: str, reason: str) -> None:

@@ -1,6 +1,5 @@
 """OBoW: predict a picture's bag of visual words. Gidaris, Bursuc, Puy, Komodakis, Cord, Perez, CVPR 2021."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -10,7 +9,7 @@ from torch.nn import functional
 
 from jointembed.errors import RecipeError
 from jointembed.layers import Embedding
-from jointembed.objectives.objective import Objective, ViewShape, check_shared, embedding_width
+from jointembed.objectives.objective import Objective, ViewShape, check_shared, embedding_width, rising_momentum
 from jointembed.objectives.statistics import batch_mean, full_precision, wide
 from jointembed.objectives.words import Vocabulary, perplexity
 
@@ -73,8 +72,8 @@ class OBoW(Objective):
     ) -> None:
         """See the class."""
         super().__init__()
-        self.n_words, self.inverse_delta, self.kappa = n_words, inverse_delta, kappa
-        self.first_momentum, self.channels = momentum, channels
+        self.n_words, self.kappa, self.first_momentum, self.channels = n_words, kappa, momentum, channels
+        self.sharpness = inverse_delta  # by another name: the vocabularies hold it, a ramp could not move it here
 
     def check_views(self, views: Iterable[str]) -> None:
         """Raise RecipeError unless there is `image` for the teacher, and another view."""
@@ -96,7 +95,7 @@ class OBoW(Objective):
 
     def momentum(self, progress: float) -> float:
         """Momentum of the teacher when `progress` of the run is done."""
-        return 1 - (1 - self.first_momentum) * (math.cos(math.pi * progress) + 1) / 2
+        return rising_momentum(self.first_momentum, progress)
 
     def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
         """Make vocabularies and generators."""
@@ -104,7 +103,7 @@ class OBoW(Objective):
         channels = self.channels or [h // 2, h]
         self.generators = nn.ModuleList(_Generator(each, width) for each in channels)
         self.vocabularies = nn.ModuleList(
-            Vocabulary(self.n_words, each, inverse_delta=self.inverse_delta) for each in channels
+            Vocabulary(self.n_words, each, inverse_delta=self.sharpness) for each in channels
         )
 
     def end_step(self, progress: float) -> None:

@@ -1,7 +1,7 @@
 """PIRL: a picture and its jigsaw resemble one memory. Misra, van der Maaten, CVPR 2020."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -142,6 +142,11 @@ class PIRL(Objective):
             left_out=drawn == index[:, None],
             partition=self.partition,
         )
+
+    def before_step(self, batch: Mapping[str, Any]) -> None:
+        """Begin anew where the first step was left out."""
+        if self.partition is not None:
+            self.partition.drop()
 
     def end_step(self, progress: float) -> None:
         """Move the memory."""

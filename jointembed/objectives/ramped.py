@@ -1,7 +1,7 @@
 """Coefficients of an objective that move over the run, such as a covariance weight that grows from 0."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -33,7 +33,9 @@ class Ramped(Wrapped):
 
     Args:
         objective: which one.
-        ramps: name of a coefficient -> ramp. A coefficient is one number, or one for each view by name.
+        ramps: name of a coefficient -> ramp. A coefficient is an argument of the objective's constructor that is a
+            float, or a float for each view by name, and that the objective keeps under this name and reads in each
+            step.
     """
 
     progress: Tensor  # () float64, share of the run that is done
@@ -67,10 +69,9 @@ class Ramped(Wrapped):
 
 def _coefficient(objective: Objective, name: str) -> float | dict[str, float]:
     value = vars(objective).get(name)
-    numbers = list(value.values()) if isinstance(value, dict) else [value]
-    if not numbers or any(isinstance(one, bool) or not isinstance(one, int | float) for one in numbers):
+    declared = get_type_hints(type(objective).__init__).get(name) in (float, float | dict[str, float])
+    if not declared or not isinstance(value, int | float | dict):
         raise RecipeError(f"ramp.{name}: {type(objective).__name__} has no coefficient of this name that could move")
-    assert isinstance(value, int | float | dict)
     return value
 
 

@@ -65,3 +65,10 @@ class Wrapped(Objective):
     def end_step(self, progress: float) -> None:
         """Pass the hook on."""
         self.objective.end_step(progress)
+
+
+def innermost(objective: Objective | None) -> Objective | None:
+    """The objective inside all that is wrapped around it; of an ensemble the first member's."""
+    while isinstance(objective, Wrapped):
+        objective = objective.objective
+    return objective

@@ -8,9 +8,9 @@ import torch
 from jointembed.errors import RecipeError
 from jointembed.optim.groups import parameter_groups, set_lr
 from jointembed.optim.lars import LARS
-from jointembed.optim.schedules import constant, cosine, milestones, scaled_lr, step_decay
+from jointembed.optim.schedules import constant, cosine, milestones, step_decay
 
-__all__ = ["LARS", "OPTIMIZERS", "SCHEDULES", "parameter_groups", "scaled_lr", "set_lr"]
+__all__ = ["LARS", "OPTIMIZERS", "SCHEDULES", "parameter_groups", "set_lr"]
 
 Params = Iterable[Any]  # tensors or groups
 _BETAS = [0.9, 0.999]  # a list, because a recipe holds lists

@@ -110,11 +110,6 @@ def milestones(
     return peak * factor ** sum(step >= round(one * unit) for one in past)
 
 
-def scaled_lr(base: float, batch: int) -> float:
-    """The linear scaling rule: `base` is given for a batch of 256 (Goyal et al. 2017)."""
-    return base * batch / 256
-
-
 def _warmup(steps: int, epochs: float, steps_per_epoch: int) -> int:
     if steps and epochs:
         raise RecipeError(f"schedule: warmup_steps ({steps}) or warmup_epochs ({epochs}), not both")

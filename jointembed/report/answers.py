@@ -2,16 +2,15 @@
 
 import base64
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from jointembed.errors import DataError
 from jointembed.report.gallery import THUMB_SIZE
+from jointembed.report.rendering import write_page
 
 _QUALITY = 85
 
@@ -56,19 +55,13 @@ def write_answers(
         except DataError:  # it was there when it was indexed; the page says that it is gone
             return None
 
-    environment = Environment(
-        loader=PackageLoader("jointembed.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("answers.html.j2").render(
-        words=question if isinstance(question, str) else None,
-        picture=None if isinstance(question, str) else data_address(question),
-        subtitle=subtitle,
-        answers=[(answer, source(answer)) for answer in answers],
-    )
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # words may hold a lone surrogate
-    os.replace(temporary, path)
+    content = {
+        "words": question if isinstance(question, str) else None,
+        "picture": None if isinstance(question, str) else data_address(question),
+        "subtitle": subtitle,
+        "answers": [(answer, source(answer)) for answer in answers],
+    }
+    write_page(path, "answers.html.j2", content)
     return path
 
 

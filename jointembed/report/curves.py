@@ -108,14 +108,13 @@ def loss_curves(lines: Sequence[Line]) -> list[Curve]:
     train = of_kind(lines, "train")
     names = _names(train)
     rates = [name for name in names if name.split("/")[0] == "lr"]
-    norms = [name for name in names if name in ("gradient_norm", "grad_norm")]
-    apart = {"loss", "samples_per_second", *rates, *norms}
+    apart = {"loss", "gradient_norm", "samples_per_second", *rates}
     return _curves(
         train,
         [
             ("Loss", "loss", [name for name in names if name == "loss"]),
             ("Terms of the loss", "terms", [name for name in names if name not in apart]),
-            ("Gradient norm", "gradient", norms),
+            ("Gradient norm", "gradient", [name for name in names if name == "gradient_norm"]),
             ("Learning rate", "rate", rates),
             ("Samples per second", "speed", [name for name in names if name == "samples_per_second"]),
         ],

@@ -1,16 +1,12 @@
 """The report of a detection run: numbers, pictures with boxes and masks drawn in, curves; one self-contained page."""
 
 import base64
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from jointembed.data.detection import DetectionData
@@ -19,9 +15,11 @@ from jointembed.data.pictures import inside
 from jointembed.errors import CheckpointError
 from jointembed.evaluation.detection_voc import IGNORED, RIGHT, judge
 from jointembed.inference.detect import Detections
+from jointembed.inference.files import publish_json
 from jointembed.report import curves
-from jointembed.report.html import duration, format_number
+from jointembed.report.html import tiles_of
 from jointembed.report.read import read_evaluations, read_json, read_recipe
+from jointembed.report.rendering import format_number, write_page
 
 PICTURES = 12
 LONGER_SIDE = 480  # px of a drawn picture
@@ -61,9 +59,7 @@ def write_drawings(
         old.unlink()
     entries = [_draw(target, data, number, found[number]) for number in chosen]
     path = folder / "drawings.json"
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps({"seed": seed, "threshold": THRESHOLD, "pictures": entries}, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    publish_json(path, {"seed": seed, "threshold": THRESHOLD, "pictures": entries})
     return path
 
 
@@ -133,20 +129,8 @@ def write_detection_report(run: Path) -> Path:
         CheckpointError: where the folder does not exist, or one of its files is broken, by its name.
         RecipeError: where recipe.yaml is not valid YAML.
     """
-    environment = Environment(
-        loader=PackageLoader("jointembed.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = format_number
-    environment.filters["svg"] = lambda curve: Markup(curve.svg)  # ours, with its texts escaped by matplotlib
-    page = environment.get_template("detection.html.j2").render(_content(run))
     path = run / "report.html"
-    temporary = path.with_suffix(".html.part")
-    temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
-    os.replace(temporary, path)
+    write_page(path, "detection.html.j2", _content(run))
     return path
 
 
@@ -160,7 +144,8 @@ def _content(run: Path) -> dict[str, Any]:
         "detector": ((recipe or {}).get("detector") or {}).get("name"),
         "start": _start(recipe or {}),
         "recipe": None if recipe is None else yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
-        "tiles": _tiles(metrics.lines),
+        "tiles": tiles_of(metrics.lines),
+        "broken": metrics.broken,
         "loss_curves": curves.loss_curves(metrics.lines),
         "validation_curves": _validation_curves(metrics.lines),
         "evaluations": [_evaluation(one.folder, one.document) for one in read_evaluations(run)],
@@ -177,19 +162,6 @@ def _start(recipe: Mapping[str, Any]) -> str | None:
     encoder = recipe.get("encoder") or {}
     model = encoder.get("model") or encoder.get("name")
     return None if model is None else f"{model}, {encoder.get('weights') or 'random weights'}"
-
-
-def _tiles(lines: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    if not lines:
-        return []
-    last = max(lines, key=lambda line: line["step"])
-    tiles = [("steps", format_number(last["step"]), f"epoch {last['epoch']:g}" if "epoch" in last else "")]
-    if "seconds" in last:
-        tiles.append(("time", duration(last["seconds"]), ""))
-    train = [line for line in curves.of_kind(lines, "train") if curves.is_number(line.get("loss"))]
-    if train:
-        tiles.append(("last loss", format_number(train[-1]["loss"]), f"first {format_number(train[0]['loss'])}"))
-    return tiles
 
 
 def _validation_curves(lines: list[dict[str, Any]]) -> list[curves.Curve]:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from jointembed.recipe import load_recipe
+from jointembed.data import DATASETS
+from jointembed.recipe import check_block, load_recipe
 from jointembed.report import paper
 from jointembed.report.methods import encoder_names, labelled_share, method_name
 from jointembed.report.plans import Command
@@ -116,6 +117,9 @@ class Estimate:
         return f"{hours}{memory}, {self.basis}{self.hint}"
 
 
+_UNKNOWN = Estimate(None, None, "its data have no count of pictures here")
+
+
 def estimate(command: Command, gpus: int, kind: str, measured: Sequence[Run] = ()) -> Estimate:
     """Hours and memory of a command at full scale.
 
@@ -140,26 +144,31 @@ def estimate(command: Command, gpus: int, kind: str, measured: Sequence[Run] = (
             basis += "; 1,580 fits of SVMs on the CPU besides, not in the hours"
         return Estimate(_hours(pictures * epochs * passes, 1, kind), memory, basis)
     recipe = asdict(load_recipe(command.recipe, command.overrides))
+    samples = _samples(recipe)
+    if samples is None:
+        return _UNKNOWN
     if recipe["data"]["text"] is not None:
-        return _captions(recipe, gpus, kind)
-    found = _measured(recipe, gpus, kind, measured)
-    return found or _pictures(recipe, gpus, kind)
+        return _captions(recipe, samples, gpus, kind)
+    found = _measured(recipe, samples, gpus, kind, measured)
+    return found or _pictures(recipe, samples, gpus, kind)
 
 
 def estimate_small(command: Command, measured: Sequence[Run] = ()) -> Estimate:
     """The same at small scale, on a machine like the one that the measured runs are of."""
     recipe = asdict(load_recipe(command.recipe, command.overrides))
-    samples = _samples(recipe) * recipe["training"]["epochs"]
-    passes = _load(recipe).passes
+    samples = _samples(recipe)
+    if samples is None:
+        return _UNKNOWN
+    passes, epochs = _load(recipe).passes, recipe["training"]["epochs"]
     for method in dict.fromkeys((method_name(recipe), "VICReg")):
         costs = [run.cost for run in _like(recipe, measured, method) if run.cost]
         if costs:
             share = passes / LOADS[method].passes
-            seconds = [cost["seconds"] / cost["epochs"] / _samples(recipe) for cost in costs]
+            seconds = [cost["seconds"] / cost["epochs"] for cost in costs]
             memory = max(cost["peak_process_bytes"] for cost in costs) / 1e9
             word = f"measured, {len(costs)} runs" if method == method_name(recipe) else "measured VICReg, scaled"
-            return Estimate(samples * share * sum(seconds) / len(seconds) / 3600, memory, word)
-    hours = samples * passes / LOADS["VICReg"].passes / SMALL_SPEED / 3600
+            return Estimate(epochs * share * sum(seconds) / len(seconds) / 3600, memory, word)
+    hours = samples * epochs * passes / LOADS["VICReg"].passes / SMALL_SPEED / 3600
     return Estimate(hours, None, f"stated: VICReg {SMALL_SPEED:g} samples a second on two busy cores")
 
 
@@ -171,10 +180,11 @@ def _load(recipe: Mapping[str, Any]) -> Load:
     return LOADS[method_name(recipe)]
 
 
-def _samples(recipe: Mapping[str, Any]) -> float:
+def _samples(recipe: Mapping[str, Any]) -> float | None:
+    """Pictures of an epoch; None for data that we have no count of."""
     share = {"1%": 0.01, "10%": 0.1, None: 1.0}[labelled_share(recipe)]
     words = str(recipe["data"]["train"])
-    return share * next((count for name, count in PICTURES.items() if name in words), IMAGENET)
+    return next((share * count for name, count in PICTURES.items() if name in words), None)
 
 
 def _work(recipe: Mapping[str, Any]) -> float:
@@ -184,8 +194,8 @@ def _work(recipe: Mapping[str, Any]) -> float:
     return sum(works) / len(works)
 
 
-def _pictures(recipe: Mapping[str, Any], gpus: int, kind: str) -> Estimate:
-    load, work, samples = _load(recipe), _work(recipe), _samples(recipe) * recipe["training"]["epochs"]
+def _pictures(recipe: Mapping[str, Any], samples: float, gpus: int, kind: str) -> Estimate:
+    load, work, samples = _load(recipe), _work(recipe), samples * recipe["training"]["epochs"]
     if load.hours is None:
         hours = _hours(samples * load.passes * work, gpus, kind)
         basis = f"{load.passes:.1f} passes a sample at the paper's pace"
@@ -210,12 +220,11 @@ def _hint(memory: float, each: float, kind: str) -> str:
     )
 
 
-def _captions(recipe: Mapping[str, Any], gpus: int, kind: str) -> Estimate:
+def _captions(recipe: Mapping[str, Any], pictures: float, gpus: int, kind: str) -> Estimate:
     """Image-text: pictures once through a frozen encoder, or each caption's picture through one that trains."""
     image = recipe["branches"]["image"]
     work = ENCODERS.get(str(image["encoder"].get("model")), 1.0)
-    pictures, epochs = _samples(recipe), recipe["training"]["epochs"]
-    samples = pictures * (CAPTIONS if recipe["data"]["captions"] == "all" else 1) * epochs
+    samples = pictures * (CAPTIONS if recipe["data"]["captions"] == "all" else 1) * recipe["training"]["epochs"]
     frozen = image["train"] == "none"
     passes = samples * TEXT_PASSES + (pictures * work if frozen else samples * 3 * work)
     memory = FIXED + (1 if frozen else KEPT * work * recipe["loader"]["batch"] / gpus)
@@ -224,7 +233,7 @@ def _captions(recipe: Mapping[str, Any], gpus: int, kind: str) -> Estimate:
 
 def _like(recipe: Mapping[str, Any], measured: Sequence[Run], method: str) -> list[Run]:
     """Runs of a method with these encoders on this data."""
-    names, data = encoder_names(recipe), _samples(recipe)
+    names, data = encoder_names(recipe), check_block(recipe["data"]["train"], DATASETS, "data.train")
     return [
         run
         for run in measured
@@ -232,11 +241,13 @@ def _like(recipe: Mapping[str, Any], measured: Sequence[Run], method: str) -> li
         and not run.is_detector
         and method_name(run.recipe) == method
         and encoder_names(run.recipe) == names
-        and _samples(run.recipe) == data
+        and data | run.recipe["data"]["train"] == data
     ]
 
 
-def _measured(recipe: Mapping[str, Any], gpus: int, kind: str, measured: Sequence[Run]) -> Estimate | None:
+def _measured(
+    recipe: Mapping[str, Any], samples: float, gpus: int, kind: str, measured: Sequence[Run]
+) -> Estimate | None:
     """From runs on GPUs of a known kind; None where there is none."""
     speeds, memories = [], []
     for run in _like(recipe, measured, method_name(recipe)):
@@ -247,5 +258,5 @@ def _measured(recipe: Mapping[str, Any], gpus: int, kind: str, measured: Sequenc
             memories.append((run.cost.get("peak_device_bytes") or 0) / 1e9)
     if not speeds:
         return None
-    seconds = _samples(recipe) * recipe["training"]["epochs"] / (sum(speeds) / len(speeds) * gpus)
+    seconds = samples * recipe["training"]["epochs"] / (sum(speeds) / len(speeds) * gpus)
     return Estimate(seconds / 3600, max(memories) or None, f"measured, {len(speeds)} runs")

@@ -1,7 +1,5 @@
 """A gallery of queries with their best answers, in both directions, the right and the wrong ones."""
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jointembed.errors import EvaluationError
+from jointembed.inference.files import publish_json
 
 ANSWERS = 5
 THUMB_SIZE = 128  # pixels of the longer side
@@ -75,10 +74,7 @@ def write_gallery(
         entries.append(_entry("t2i", {"text": texts[number]}, text[number] @ image.T, images_of[number], picture))
     _write_thumbs(folder / "thumbs", needed, open_picture)
     path = folder / "gallery.json"
-    temporary = path.with_suffix(".json.part")
-    # ASCII escapes keep even a lone surrogate of a damaged caption.
-    temporary.write_text(json.dumps({"seed": seed, "queries": entries}, indent=1), encoding="ascii")
-    os.replace(temporary, path)
+    publish_json(path, {"seed": seed, "queries": entries})  # its ASCII keeps even a lone surrogate of a caption
     return path
 
 

@@ -1,20 +1,18 @@
 """The report of a run: one self-contained HTML page in the run folder."""
 
 import base64
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from jointembed.data.pictures import inside
 from jointembed.errors import CheckpointError
 from jointembed.report import curves, paper
 from jointembed.report.read import Evaluation, method_of, read_evaluations, read_json, read_recipe
+from jointembed.report.rendering import format_number, write_page
 from jointembed.report.tables import Number
 
 _RECALL = re.compile(r"i2t_R@(\d+)")
@@ -40,25 +38,9 @@ def write_report(run: Path) -> Path:
         CheckpointError: where the folder does not exist, or one of its files is broken, by its name and line.
         RecipeError: where recipe.yaml is not valid YAML.
     """
-    page = _environment().get_template("report.html.j2").render(_content(run))
     path = run / "report.html"
-    temporary = path.with_suffix(".html.part")
-    temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # a caption may hold a lone surrogate
-    os.replace(temporary, path)
+    write_page(path, "report.html.j2", _content(run))
     return path
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("jointembed.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = format_number
-    environment.filters["svg"] = lambda curve: Markup(curve.svg)  # ours, with its texts escaped by matplotlib
-    return environment
 
 
 def _content(run: Path) -> dict[str, Any]:
@@ -74,7 +56,7 @@ def _content(run: Path) -> dict[str, Any]:
         "method": _method(run, recipe),
         "summary": _summary(recipe or {}),
         "recipe": None if recipe is None else yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
-        "tiles": _tiles(metrics.lines),
+        "tiles": tiles_of(metrics.lines),
         "broken": metrics.broken,
         "has_lines": bool(metrics.lines),
         "loss_curves": curves.loss_curves(metrics.lines),
@@ -85,13 +67,6 @@ def _content(run: Path) -> dict[str, Any]:
         "command": (environment or {}).get("command"),
         "environment": None if environment is None else _flat({k: v for k, v in environment.items() if k != "command"}),
     }
-
-
-def format_number(value: float) -> str:
-    """A number for reading: thousands apart, four digits at most where it is not whole."""
-    if isinstance(value, int) or (abs(value) < 1e15 and float(value).is_integer()):
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _method(run: Path, recipe: Mapping[str, Any] | None) -> str | None:
@@ -143,8 +118,8 @@ def _words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _tiles(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """What the log says at a glance: (label, value, remark)."""
+def tiles_of(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """What the log of any run says at a glance: (label, value, remark)."""
     if not lines:
         return []
     last = max(lines, key=lambda line: line["step"])

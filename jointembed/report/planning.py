@@ -4,12 +4,15 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from jointembed.recipe import read_tree
 from jointembed.report.estimates import GPUS, Estimate, estimate, estimate_small
 from jointembed.report.plans import Cell, Command, Scale, cells
 from jointembed.report.read import Run
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_RUNS = "runs"  # the folder that run folders are made in
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,6 @@ def plan(
     *,
     gpus: int = 8,
     kind: str = "V100",
-    runs: str = "runs",
     measured: Sequence[Run] = (),
 ) -> list[Planned]:
     """The commands of a table in order, each once; at small scale each cell once a seed.
@@ -37,7 +39,6 @@ def plan(
         scale: full or small.
         gpus: that share a training.
         kind: of GPU.
-        runs: the folder that run folders are made in.
         measured: runs whose cost.json makes the estimates better.
 
     Raises:
@@ -48,10 +49,10 @@ def plan(
     for cell in cells(table, scale):
         for command in cell.commands:
             if scale == "small":
-                lines = [command.line(runs, seed=seed) for seed in range(cell.seeds)]
+                lines = [command.line(_RUNS, seed=seed) for seed in range(cell.seeds)]
                 takes = estimate_small(command, measured)
             else:
-                lines = [command.line(runs, processes=_processes(command, gpus))]
+                lines = [command.line(_RUNS, processes=_processes(command, gpus))]
                 takes = estimate(command, gpus, kind, measured)
             for line in lines:
                 found.setdefault(line, Planned(line, cell, takes))
@@ -65,8 +66,7 @@ def _processes(command: Command, gpus: int) -> int:
 def plan_text(table: str, scale: Scale, planned: Sequence[Planned], *, gpus: int, kind: str) -> str:
     """One command a line, what it takes behind it as a comment of the shell."""
     where = "this machine" if scale == "small" else f"{gpus} {kind}"
-    names = sorted({name for one in planned for name in _VARIABLE.findall(one.line)} | _needed(table, scale))
-    head = [f"# {table}, {scale} scale, on {where}; set {', '.join(names)}"]
+    head = [f"# {table}, {scale} scale, on {where}; set {', '.join(_variables(planned))}"]
     if scale == "full":
         head.append(f"# {kind}: {GPUS[kind].speed:g} x V100: {GPUS[kind].source}. Hours are good to a factor of two.")
     hours = [one.estimate.hours for one in planned]
@@ -92,9 +92,11 @@ def plan_json(planned: Sequence[Planned]) -> str:
     return json.dumps(rows, indent=1)
 
 
-def _needed(table: str, scale: Scale) -> set[str]:
-    """Variables that the recipes themselves hold."""
-    return {"JOINTEMBED_DATA"} if scale == "small" else {"COCO"} if table == "retrieval" else {"IMAGENET"}
+def _variables(planned: Sequence[Planned]) -> list[str]:
+    """Variables that the commands and their recipes hold."""
+    recipes = {command.recipe for one in planned for command in one.cell.commands}
+    texts = [*(one.line for one in planned), *(str(read_tree(Path(recipe), ())) for recipe in recipes)]
+    return sorted({name for text in texts for name in _VARIABLE.findall(text)})
 
 
 def _cell_name(cell: Cell) -> str:

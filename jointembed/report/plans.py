@@ -71,11 +71,6 @@ class Cell:
     commands: tuple[Command, ...]  # in order; cells may share some
     seeds: int = 1  # worth running at small scale
 
-    @property
-    def run(self) -> str:
-        """Folder of the run that is trained first."""
-        return self.commands[0].run
-
 
 def cells(table: str, scale: Scale = "full") -> list[Cell]:
     """The cells of a table that can be run, in printed order. Raises KeyError for a table without this scale."""

@@ -138,6 +138,9 @@ def read_evaluations(run: Path) -> list[Evaluation]:
         for name, value in (document["metrics"] | document.get("chance", {})).items():
             if not isinstance(value, int | float):
                 raise CheckpointError(f"{path}: {name}: expected a number, found {value!r}")
+        for name, pair in document.get("intervals", {}).items():
+            if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(one, int | float) for one in pair)):
+                raise CheckpointError(f"{path}: intervals: {name}: expected two numbers, found {pair!r}")
         evaluations.append(Evaluation(path.parent, document))
     return evaluations
 

@@ -1,6 +1,7 @@
 """What was measured, ready to stand in a cell: evaluations of runs that differ in the seed alone, taken together."""
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,7 +142,7 @@ def find_sources(runs: Iterable[Run]) -> list[Source]:
     """Evaluations of these runs, those of runs that repeat one another with other seeds taken together.
 
     A detector's evaluations count for the run that it started from. A second run with the same seed is no repetition:
-    it is a source of its own.
+    it is a source of its own, as is what another correction or other settings of the task measured.
     """
     groups: dict[tuple[Any, ...], list[tuple[Run, Evaluation]]] = {}
     recipes: dict[str, Mapping[str, Any]] = {}
@@ -152,6 +153,7 @@ def find_sources(runs: Iterable[Run]) -> list[Source]:
         for one in run.evaluations:
             document = one.document
             of = tuple(document.get(name) for name in ("split", "protocol", "data", "fingerprint", "embedding"))
+            of = (*of, json.dumps(document.get("correct"), sort_keys=True), identity(document.get("settings") or {}))
             of = (*of, identity(run.recipe)) if run.is_detector else of
             again = 0
             while any(_seed(run) == _seed(other) for other, _ in groups.get((key, _task(run, one), again, *of), ())):

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jointembed.report import paper
+from jointembed.report.rendering import render
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,8 @@ class Page:
 
     def html(self) -> str:
         """A whole page that loads nothing and runs no script."""
-        environment = Environment(
-            loader=PackageLoader("jointembed.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )  # fmt: skip
         tables = [Markup(table.html()) for table in self.tables]  # every text in them is escaped
-        return environment.get_template("tables.html.j2").render(title=self.tables[0].title, tables=tables)
+        return render("tables.html.j2", {"title": self.tables[0].title, "tables": tables})
 
 
 def _html_cell(kind: str, text: str) -> str:
@@ -163,17 +159,6 @@ def _plain(cell: Cell) -> Any:
     numbers = {"value": cell.value, "low": cell.low, "high": cell.high, "std": cell.std, "source": cell.source}
     finite = {key: one for key, one in numbers.items() if one is not None and math.isfinite(one)}
     return finite | ({"mark": cell.mark} if cell.mark else {})
-
-
-def published(name: str) -> Table:
-    """One of the paper's tables (`paper.TABLES`) alone, as it is printed. Raises KeyError for an unknown name."""
-    table = paper.TABLES[name]
-    columns = (Column("method", "Method"), *(Column(label, label) for label in table.columns))
-    rows: list[dict[str, Cell]] = []
-    for row in table.rows:
-        cells = {label: published_cell(cell) for label, cell in zip(table.columns, row.cells, strict=True)}
-        rows.append({"method": row.method, **cells})
-    return Table(f"{table.title} ({paper.PAPER})", columns, tuple(rows), table.notes)
 
 
 def published_cell(cell: paper.Cell) -> Cell:

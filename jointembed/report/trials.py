@@ -51,8 +51,12 @@ class Trials:
         return list(dict.fromkeys(name for one in self.trials for name in one.parameters))
 
 
-def trials_page(search: Trials) -> Page:
-    """The table of all trials, the best one first."""
+def trials_page(*searches: Trials) -> Page:
+    """A table of all trials for each search, the best one first."""
+    return Page(tuple(map(_table, searches)))
+
+
+def _table(search: Trials) -> Table:
     columns = (
         Column("trial", "Trial"),
         Column("metric", search.metric, kind="measured"),
@@ -74,7 +78,7 @@ def trials_page(search: Trials) -> Page:
         f"{search.metric} is the best of a trial's looks at the validation data that the search chooses by: the best "
         "row is optimistic, and no result of its own.",
     ]
-    return Page((Table(f"{search.name}: {len(search.trials)} trials", columns, rows, tuple(notes)),))
+    return Table(f"{search.name}: {len(search.trials)} trials", columns, rows, tuple(notes))
 
 
 def _row(one: Trial) -> dict[str, Cell]:

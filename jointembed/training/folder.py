@@ -20,6 +20,9 @@ from jointembed.errors import CheckpointError
 from jointembed.training.checkpoint import disk_error
 from jointembed.training.lock import LOCK_NAME, FolderLock
 
+_MARKS = {"environment.json", "recipe.yaml"}  # of a run; a recipe alone may lie in a folder of other work
+_BEGUN = {"environment.json", ".environment.json.part", ".recipe.yaml.part"}  # what a run killed at its start may leave
+
 
 @contextmanager
 def opened(run: Path, recipe: str, *, resume: bool, overwrite: bool) -> Iterator[None]:
@@ -32,7 +35,7 @@ def opened(run: Path, recipe: str, *, resume: bool, overwrite: bool) -> Iterator
         overwrite: a run that is there is deleted.
 
     Raises:
-        CheckpointError: on every rank: not empty, in use by another run, or not writable.
+        CheckpointError: on every rank: not empty, not a run folder, in use by another run, or not writable.
     """
     lock, problem = None, None
     if distributed.is_main():
@@ -68,22 +71,23 @@ class FolderError(CheckpointError):
 
 
 def _prepared(run: Path, recipe: str, *, resume: bool, overwrite: bool) -> FolderLock:
-    foreign = run.exists() and _content(run) and not (run / "recipe.yaml").exists()
-    if foreign and overwrite and not resume:  # before anything is written into it
-        raise CheckpointError(f"{run}: not empty and not a run folder; it will not be overwritten")
-    if foreign and not resume:
+    names = {path.name for path in _content(run)} if run.exists() else set()
+    if names and not (resume or overwrite):
         raise _not_empty(run)
+    if names and not names >= _MARKS and not (resume and names <= _BEGUN):  # before anything is written into it
+        missing = " and ".join(sorted(_MARKS - names))
+        raise CheckpointError(f"{run}: not empty and not a run folder (no {missing}); nothing in it will be touched")
     run.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(run)
     try:
         if _content(run) and not resume:
             if not overwrite:
                 raise _not_empty(run)
-            for path in _content(run):
+            for path in sorted(_content(run), key=lambda path: path.name in _MARKS):  # killed here, it is a run still
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        (run / "checkpoints").mkdir(exist_ok=True)
         if not (run / "recipe.yaml").exists():  # else a resume, which may yet be refused
             record(run, recipe)
+        (run / "checkpoints").mkdir(exist_ok=True)  # after the marks of a run
     except BaseException:
         lock.release()
         raise

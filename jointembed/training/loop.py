@@ -1,5 +1,6 @@
 """The loop: every run of every objective goes through `fit`."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -16,7 +17,7 @@ from jointembed.data.loader import batch_rows, slice_rows, to_device
 from jointembed.data.loader_workers import worker_faults
 from jointembed.data.samples import Batch
 from jointembed.errors import Interrupted, JointEmbedError
-from jointembed.layers import Embedding
+from jointembed.layers import Embedding, GatheredBatchNorm1d, GatheredBatchNorm2d
 from jointembed.model import JointEmbedding
 from jointembed.objectives.objective import Embed
 from jointembed.objectives.statistics import BatchError
@@ -188,10 +189,11 @@ def forward_backward(
             accelerator.backward(terms["loss"])
         return {name: value.detach() for name, value in terms.items()}
     parts = [slice_rows(batch, start, start + micro_batch) for start in range(0, rows, micro_batch)]
-    if distributed.sharded_units(core) and not distributed.all_agree(len(parts)):
+    if _meets_others(core) and not distributed.all_agree(len(parts)):
         raise JointEmbedError(
             f"training.micro_batch: this rank's {rows} rows make {len(parts)} micro-batches, another's not as many; "
-            "parameters in shards (FSDP2) are gathered for each: choose loader.batch so that the ranks' parts are equal"
+            "shards (FSDP2), batch norm over all ranks and shuffled rows need every rank in each: choose loader.batch "
+            "and loader.drop_last so that the ranks' parts are equal"
         )
     buffers = {name: buffer.clone() for name, buffer in _branch_buffers(core)}
     randoms, pieces, targets = [], [], []
@@ -223,10 +225,26 @@ def forward_backward(
     return {name: value.detach() for name, value in terms.items()}
 
 
+def _embedders(core: JointEmbedding) -> list[nn.Module]:
+    """The branches, and their targets if there are any."""
+    return [core.branches, *([] if core.targets is None else [core.targets])]
+
+
 def _branch_buffers(core: JointEmbedding) -> list[tuple[str, Tensor]]:
     """Buffers that a forward pass of the branches may move; those of objective and probe move in their own call."""
-    modules = [core.branches, *([] if core.targets is None else [core.targets])]
-    return [(f"{number}.{name}", one) for number, part in enumerate(modules) for name, one in part.named_buffers()]
+    parts = enumerate(_embedders(core))
+    return [(f"{number}.{name}", one) for number, part in parts for name, one in part.named_buffers()]
+
+
+def _meets_others(core: JointEmbedding) -> bool:
+    """Whether a forward pass of branches or targets waits for the other ranks."""
+    if distributed.world() == 1:
+        return False
+    if distributed.sharded_units(core) or (core.objective is not None and "shuffle" in core.objective.needs):
+        return True
+    norms = (GatheredBatchNorm1d, GatheredBatchNorm2d, nn.SyncBatchNorm)
+    modules = [module for part in _embedders(core) for module in part.modules()]
+    return any(isinstance(module, norms) and module.training for module in modules)
 
 
 def _joined(pieces: list[Embedding], *, leaf: bool = False) -> Embedding:
@@ -283,11 +301,18 @@ def keep_best(
     publish: Callable[[JointEmbedding], None] | None,
     state: dict[str, Any],
 ) -> dict[str, Any]:
-    """Publish the model where its selected number is the highest so far; returns what changes in the state."""
+    """Publish the model where its selected number is the highest so far; returns what changes in the state.
+
+    A number that is not finite is never the best; one in the state, of an older version, gives way to any other.
+
+    Raises:
+        JointEmbedError: there is no number of that name.
+    """
     if select not in values:
         raise JointEmbedError(f"evaluation.select: no number {select!r}; there are {', '.join(values)}")
-    if state["best"] is not None and values[select] <= state["best"]:
+    value, best = values[select], state["best"]
+    if not math.isfinite(value) or (best is not None and math.isfinite(best) and value <= best):
         return {}
     if publish is not None:
         publish(core)
-    return {"best": values[select], "best_step": state["step"]}
+    return {"best": value, "best_step": state["step"]}

@@ -5,6 +5,7 @@ from PIL import Image
 
 from jointembed.bench.plots import plot_views
 from jointembed.bench.views import bench_views, synthetic_jpegs
+from jointembed.errors import RecipeError
 
 
 def test_the_benchmark_runs_and_its_pipelines_agree(tmp_path) -> None:
@@ -26,6 +27,11 @@ def test_the_benchmark_runs_and_its_pipelines_agree(tmp_path) -> None:
     }
     plot_views(found["pipelines"], tmp_path / "views.png")
     assert (tmp_path / "views.png").stat().st_size > 1000
+
+
+def test_a_pipeline_that_is_not_there_is_named() -> None:
+    with pytest.raises(RecipeError, match="no pipeline 'vicrg'; did you mean 'vicreg'"):
+        bench_views(pipelines=["caption_crop", "vicrg"], memory=False)
 
 
 def test_pictures_of_a_folder_are_resized_where_asked(tmp_path) -> None:

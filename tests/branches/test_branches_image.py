@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from jointembed.branches.architectures import architectures
-from jointembed.branches.image import IMAGENET_MEAN, IMAGENET_STD, TorchvisionEncoder, torchvision_state_dict
+from jointembed.branches.image import IMAGENET_MEAN, IMAGENET_STD, TorchvisionEncoder
 from jointembed.errors import RecipeError, WeightsError
 
 FAMILIES = {  # width, feature maps of a 224 px picture
@@ -84,7 +84,7 @@ def test_half_width_and_small_stem(model: str) -> None:
     assert encoder.width == full.width // 2
     h, maps = encoder.forward_with_maps(torch.randn(2, 3, 32, 32))
     assert h.shape == (2, encoder.width) and maps.shape == (2, encoder.width, 4, 4)
-    assert full.maps(torch.randn(2, 3, 32, 32)).shape[2:] == (1, 1)
+    assert full.forward_with_maps(torch.randn(2, 3, 32, 32))[1].shape[2:] == (1, 1)
 
 
 def test_zero_init_residual_starts_every_block_as_its_shortcut() -> None:
@@ -176,7 +176,7 @@ def test_maps_of_a_vision_transformer_are_its_patches_in_place() -> None:
     assert isinstance(vit, models.VisionTransformer)
     seen: list[Tensor] = []
     vit.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    maps = encoder.maps(torch.randn(1, 3, 32, 32))
+    maps = encoder.forward_with_maps(torch.randn(1, 3, 32, 32))[1]
     assert torch.equal(maps[0, :, 2, 3], seen[0][0, 1 + 2 * 4 + 3])
 
 
@@ -190,6 +190,7 @@ def test_maps_of_a_vision_transformer_are_its_patches_in_place() -> None:
         ({"model": "mobilenet_v2", "channels": 1}, "encoder.channels: this is for a ResNet; .* MobileNetV2"),
         ({"model": "mobilenet_v2", "norm": "layer"}, "encoder.norm: this is for a ResNet; .* MobileNetV2"),
         ({"model": "vit_b_16", "widen": 0.5}, "encoder.widen"),
+        ({"model": "resnet18", "widen": 0.001}, "encoder.widen: 0.001 leaves none"),
         ({"model": "resnet18", "image_size": 64}, "encoder.image_size: this is for a VisionTransformer"),
         ({"model": "vit_b_16", "patch_size": 8}, "encoder.patch_size: vit_b_16 has a fixed one"),
     ],
@@ -197,16 +198,6 @@ def test_maps_of_a_vision_transformer_are_its_patches_in_place() -> None:
 def test_options_a_model_does_not_have_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         TorchvisionEncoder(**arguments)
-
-
-def test_torchvision_names_go_out_and_come_back() -> None:
-    encoder = TorchvisionEncoder(model="resnet18").eval()
-    plain = models.resnet18()
-    result = plain.load_state_dict(torchvision_state_dict(encoder), strict=False)
-    assert set(result.missing_keys) == {"fc.weight", "fc.bias"} and not result.unexpected_keys
-    plain.fc = nn.Identity()
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(plain.eval()(x), encoder(x), rtol=1e-4, atol=1e-5)
 
 
 # -- torchvision's published weights --------------------------------------------------------------------------------

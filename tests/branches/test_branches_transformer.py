@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTModel
 
-from jointembed.branches.transformer import TransformersText, TransformersVision
+from jointembed.branches.transformer import TransformersText, TransformersVision, check_config
 from jointembed.errors import DataError, RecipeError, WeightsError
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -177,7 +177,7 @@ def test_vision_from_a_folder_with_its_own_mean_and_std(tmp_path: Path) -> None:
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     expected = model(pixel_values=(x / 255 - 0.5) / 0.25)
     torch.testing.assert_close(encoder(x), expected.pooler_output, rtol=1e-4, atol=1e-5)
-    maps = encoder.maps(x)
+    maps = encoder.forward_with_maps(x)[1]
     assert maps.shape == (2, 32, 4, 4)
     torch.testing.assert_close(maps[0, :, 1, 2], expected.last_hidden_state[0, 1 + 4 + 2], rtol=1e-4, atol=1e-5)
 
@@ -211,12 +211,17 @@ def test_one_tower_of_clip() -> None:
         ({"model": "x", "config": BERT}, "either model .* or config"),
         ({"config": {"model_type": "brt"}}, "encoder.config.model_type: transformers has no 'brt'; nearest is 'b"),
         ({"config": {"hidden_size": 3}}, "encoder.config.model_type: transformers has no None"),
-        ({"config": {**BERT, "hidden_sise": 3}}, "encoder.config.hidden_sise: .* nearest is 'hidden_size'"),
     ],
 )
 def test_configs_that_say_nothing_clear_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         TransformersVision(**arguments)
+
+
+def test_a_key_that_the_config_does_not_have_is_refused() -> None:
+    check_config({**BERT, "num_hidden_layers": 3}, "x")
+    with pytest.raises(RecipeError, match="x.hidden_sise: bert has no such key; nearest is 'hidden_size'"):
+        check_config({**BERT, "hidden_sise": 3}, "x")
 
 
 def test_folders_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:

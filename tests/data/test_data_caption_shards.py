@@ -16,17 +16,21 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from ranks import run_ranks
 from tiny_runs import write_captions
 
+from jointembed import distributed
 from jointembed.data.caption_parquet import caption_parquet
 from jointembed.data.caption_shards import caption_shards
 from jointembed.data.captions_coco import coco_captions
 from jointembed.data.loader import BatchPlan, Loader
 from jointembed.data.order import epoch_order
+from jointembed.data.pictures import PictureFolder
 from jointembed.data.records import CaptionData
 from jointembed.data.samples import CaptionSamples
 from jointembed.data.token_cache import TokenLists, cached_tokens, tokenise
 from jointembed.data.tokens import words
+from jointembed.data.unreadable import unreadable
 from jointembed.data.views import VIEWS
 from jointembed.errors import DataError
 
@@ -302,6 +306,13 @@ def test_parquet_faults_are_named(source: CaptionData, tmp_path: Path) -> None:
         caption_parquet(files=str(tmp_path / "source"))
 
 
+@pytest.mark.parametrize("cell", ["/etc/hostname", [jpeg()], {"content": jpeg()}, {"bytes": "x"}, 3])
+def test_a_column_without_pictures_is_refused(tmp_path: Path, cell: object) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"image": [cell], "caption": ["x"]}), tmp_path / "odd.parquet")
+    with pytest.raises(DataError, match=r"odd\.parquet: the column 'image' holds .*; expected pictures as bytes"):
+        caption_parquet(files=str(tmp_path / "odd.parquet"))
+
+
 # -- tokens ---------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +341,26 @@ def test_a_broken_token_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(DataError, match="delete the file"):
         cached_tokens(tokens, ["a b"], "data", tmp_path)
+
+
+def with_a_cache_of_its_own(root: str) -> list[object]:
+    """Tokens and unreadable pictures, twice, on a rank whose cache no other rank sees."""
+    folder = Path(root) / f"cache of {distributed.rank()}"
+    pictures = PictureFolder(root, ["good.jpg", "bad.jpg"])
+    tokens = words(["a b"], threshold=1)
+    return [
+        (list(cached_tokens(tokens, ["a b", "b"], "data", folder)), unreadable(pictures, "x", workers=0, folder=folder))
+        for _ in range(2)
+    ]
+
+
+@pytest.mark.ddp
+def test_a_cache_that_one_machine_alone_sees(tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").write_bytes(jpeg())
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    found = run_ranks(2, with_a_cache_of_its_own, str(tmp_path))
+    assert found[0] == found[1] == [found[0][0]] * 2
+    assert len(found[0][0][0]) == 2 and list(found[0][0][1]) == [1]
 
 
 def test_samples_take_stored_tokens(source: CaptionData, tmp_path: Path) -> None:

@@ -393,6 +393,16 @@ def test_a_quoted_caption_may_span_lines(images: Path) -> None:
         ("t.csv", "image,caption\n../a.png,x", "must stay inside"),
         ("t.csv", "image,caption\nd.png,x", "d.png: no such picture"),
         ("t.csv", 'image,caption\na.png,"open', "t.csv, line 2: unexpected end of data"),
+        (
+            "t.tsv",
+            'image\tcaption\na.png\t"A dog\nb.png\tand a "cat"\na.png\tone',
+            "t.tsv, line 2: .* expected after",
+        ),
+        (
+            "t.tsv",
+            'image\tcaption\na.png\tone\n"b.png\tx\na.png"\ty\na.png\tz',
+            "t.tsv, line 3: a cell that begins with a double quote goes on in line 4",
+        ),
         ("t.csv", f"image,caption\na.png,{'x' * 200_000}", "t.csv, line 2: field larger than field limit"),
         ("t.csv", b"image,caption\na.png,\xe9", "t.csv: not UTF-8 text"),
         ("t.dat", "image,caption\na.png,x", "t.dat: the suffix is none of .csv, .tsv, .tab, .jsonl, .ndjson"),

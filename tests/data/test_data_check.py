@@ -4,13 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tones import write_tones
 
+from jointembed.data.audio import esc50
 from jointembed.data.captions_coco import coco_captions
 from jointembed.data.check import ODD, check
 from jointembed.data.folder import image_folder
 from jointembed.data.pictures import PictureFolder
 from jointembed.data.records import CaptionData
-from jointembed.errors import DataError
 
 
 def toy(root: Path, captions: Sequence[tuple[str, ...]], broken: Sequence[int] = ()) -> CaptionData:
@@ -52,26 +53,19 @@ def test_counts(tmp_path: Path) -> None:
     assert report.lines()[-1] == "ok"
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_undecodable_pictures_are_listed_by_name(tmp_path: Path, workers: int) -> None:
-    report = check(toy(tmp_path, [("a b",)] * 7, broken=(1, 5)), workers=workers)
+def test_undecodable_pictures_are_listed_by_name(tmp_path: Path) -> None:
+    report = check(toy(tmp_path, [("a b",)] * 7, broken=(1, 5)))
     assert not report.ok and report.n_decoded == 5
     assert [Path(message.split(":")[0]).name for message in report.undecodable] == ["1.png", "5.png"]
     lines = report.lines()
     assert lines[-1] == "NOT OK" and sum(line.startswith("CANNOT BE DECODED") for line in lines) == 2
 
 
-def test_without_decoding_and_with_a_limit(tmp_path: Path) -> None:
+def test_without_decoding(tmp_path: Path) -> None:
     data = toy(tmp_path, [("a b",)] * 8, broken=(1,))
     unseen = check(data, decode=False)
     assert unseen.ok and unseen.n_decoded == 0 and unseen.widths is None and unseen.duplicates == ()
     assert "decoded: 0 of 8 pictures" in "\n".join(unseen.lines())
-    assert check(data, limit=4).n_decoded == 4  # 0, 2, 4, 6
-    assert not check(data, limit=100).ok
-    with pytest.raises(DataError, match="limit is 0"):
-        check(data, limit=0)
-    with pytest.raises(DataError, match="workers is 0"):
-        check(data, workers=0)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +123,13 @@ def test_pictures_without_captions(tmp_path: Path) -> None:
     assert len(report.undecodable) == 1 and "dog/9.png" in report.undecodable[0]
     lines = report.lines()
     assert lines[0].endswith(": 6 pictures") and any(line.startswith("pictures a class: ") for line in lines)
+
+
+def test_sounds_are_compared_and_have_no_width(tmp_path: Path) -> None:
+    root = write_tones(tmp_path / "ESC-50", clips=2)
+    sounds = sorted((root / "audio").iterdir())
+    sounds[2].write_bytes(sounds[0].read_bytes())
+    report = check(esc50(path=str(root), rate=4000))
+    assert report.ok and report.n_decoded == 4 and report.widths is None and report.heights is None
+    assert report.duplicates == ((sounds[0].name, sounds[2].name),)
+    assert report.lines()[-1] == "ok" and len(check(esc50(path=str(root))).undecodable) == 4

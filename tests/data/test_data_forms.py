@@ -36,6 +36,22 @@ def test_planes_are_made_of_a_picture_or_taken_as_they_are() -> None:
     assert as_view(PICTURES, picture, "image", "input 0").dtype == torch.uint8
 
 
+def test_an_open_picture_is_seen_as_its_file_is(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 20, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(noise).save(tmp_path / "transparent.png")
+    Image.fromarray(noise[..., :3]).save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(np.linspace(0, 65535, 240, dtype=np.uint16).reshape(12, 20)).save(tmp_path / "16bit.png")
+    for path in sorted(tmp_path.iterdir()):
+        with Image.open(path) as picture:
+            found = as_view(PICTURES, picture, "image", "input 0")
+            assert picture.size == (20, 12)
+        assert torch.equal(found, as_view(PICTURES, path, "image", "input 0")), path.name
+    with pytest.raises(DataError, match="input 0: floating-point pixels"):
+        as_view(PICTURES, Image.new("F", (4, 4)), "image", "input 0")
+
+
 @pytest.mark.parametrize(
     ("pipeline", "source", "message"),
     [

@@ -206,6 +206,7 @@ def test_images_in_class_folders(tmp_path: Path) -> None:
         ([0, 1, -1], r"'val\[2\]' has label -1, which is none of 2 classes"),
         ([0, 2, 2], r"class '1' has no picture \(1 of 3 have none\)"),
         ([0.5, 1.0, 1.0], r"val\[0\]: 'label' is 0\.5"),
+        ([0, 1, 10**9], r"column 'label': 'val\[2\]' has label 1000000000, which is none of 3 classes; without names"),
     ],
 )
 def test_what_is_no_label_is_refused(tmp_path: Path, labels: list[Any], message: str) -> None:

@@ -68,7 +68,8 @@ def test_names_of_classes(tmp_path: Path) -> None:
         ({"0.jpg": jpeg(0), "0.cls": b" \n"}, r"0\.cls: no label in it"),
         ({"0.jpg": jpeg(0), "0.cls": b"\xff"}, r"0\.cls: not UTF-8 text"),
         ({"0.jpg": jpeg(0), "0.cls": b"-1"}, r"'0\.jpg' has label '-1', which is none of 0 classes"),
-        ({"0.jpg": jpeg(0), "0.cls": b"1"}, r"class '0' has no picture \(1 of 2 have none\)"),
+        ({"0.jpg": jpeg(0), "0.cls": b"1", "1.jpg": jpeg(0), "1.cls": b"1"}, r"class '0' has no picture \(1 of 2 have"),
+        ({"0.jpg": jpeg(0), "0.cls": b"9" * 20}, r"'0\.jpg' has label '9{20}', which is none of 1 classes; without"),
         ({"0.cls": b"1"}, "no picture in it"),
     ],
 )
@@ -86,6 +87,13 @@ def test_json_labels_are_checked(tmp_path: Path) -> None:
         path = write(tmp_path / "a.tar", {"0.jpg": jpeg(0), "0.json": content})
         with pytest.raises(DataError, match=rf"0\.json.*{message}"):
             image_shards(path=str(path), labels="json")
+
+
+def test_names_of_classes_without_labels_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\nbee\nant\n")
+    path = str(write(tmp_path / "a.tar", ONE | TWO))
+    with pytest.raises(DataError, match="classes.txt: names of classes for pictures without labels"):
+        image_shards(path=path, labels=None, classes=str(tmp_path / "classes.txt"))
 
 
 def test_folders_and_lists_without_shards_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from jointembed.data.folder import image_folder
+from jointembed.data.order import Layout, layout_of
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.data.subsets import choose, share_of
 from jointembed.errors import DataError
@@ -148,3 +149,13 @@ def test_a_share_of_each_items_captions_keeps_at_least_one_and_its_number() -> N
             assert [f"caption {one % 100} of {one // 100}" for one in ids] == list(texts) and list(ids) == sorted(ids)
     half, most = (share_of(whole, captions=share) for share in (0.5, 0.75))
     assert set(half.texts) < set(most.texts)
+
+
+def test_a_share_of_shards_lies_where_it_lay() -> None:
+    whole = captioned()
+    assert layout_of(share_of(whole, pictures=0.4).pictures) is None
+    whole.pictures.layout = Layout((3, 7), 4, 2)  # type: ignore[attr-defined]
+    part = share_of(whole, pictures=0.4)
+    first = sum(int(name.removeprefix("p")) < 3 for name in part.picture_ids)
+    assert layout_of(part.pictures) == Layout((first, 4 - first), 4, 2)
+    assert layout_of(share_of(whole, captions=0.5).pictures) == Layout((3, 7), 4, 2)

@@ -151,6 +151,7 @@ def test_an_unknown_parameter_is_refused() -> None:
         ("pirl", {"patch_size": 90}, "patches"),
         ("obow", {"patches": 10}, "10 patches"),
         ("cpc", {"patch_size": 300}, "patches"),
+        ("cpc", {"stride": 0}, "stride"),
     ],
 )
 def test_impossible_parameters_are_refused(name: str, wrong: dict, message: str) -> None:
@@ -508,6 +509,27 @@ def test_photographs_give_the_authors_views(data_folder: Path) -> None:
         compare([views[key] for views in ours], [transform(picture) for picture in pictures for _ in range(3)])
 
 
+def test_a_crop_that_can_only_be_the_whole_is_not_random() -> None:
+    whole = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "flip": 0.0}
+    view, picture = VIEWS["cmc"](size=16, **whole), photo(0).resize((21, 20))
+    drawn = torch.stack([view(picture)["luminance"] for _ in range(20)])
+    assert not view.random and torch.equal(drawn, drawn[:1].expand_as(drawn))
+    for more in ({"scale": [0.5, 0.5]}, {"ratio": [1.0, 1.1]}, {"flip": 0.5}):
+        assert VIEWS["cmc"](size=16, **whole | more).random
+
+
 def test_centre_is_the_middle() -> None:
     place = Centre(256 / 224)(640, 480, 224)
     assert (place.height, place.width, place.corner) == (256, 341, (16, 58))
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_the_middle_of_a_strip_is_cut_out_before_it_is_resized(turn: bool) -> None:
+    for long, short in ((60_000, 1), (59_999, 2), (40_000, 1000)):
+        place = Centre(256 / 224)(*((short, long) if turn else (long, short)), 224)
+        assert place.height * place.width < 256 * 256 * 34
+        start, length = place.box[int(turn)], place.box[2 + int(turn)]
+        assert start + start + length == long and place.box[2 + int(not turn)] == short
+    strip = photo(0).resize((8, 320) if turn else (320, 8))
+    whole = strip.resize((2 * strip.width, 2 * strip.height), Image.Resampling.BILINEAR)
+    assert off(VIEWS["center"](size=16, resize=1.0)(strip)["image"], planes(CenterCrop(16)(whole))).max() <= 1

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from jointembed.errors import EvaluationError
-from jointembed.evaluation.intervals import intervals, paired_difference, resample, wilson
+from jointembed.evaluation.intervals import intervals, paired_difference, resample
 from jointembed.evaluation.retrieval import RetrievalRanks, merge_folds, retrieval_ranks, summarize
 
 PAIRS = np.stack([np.arange(200) // 4, np.arange(200)], axis=1)  # 50 images with 4 texts each
@@ -153,14 +152,3 @@ def test_a_bootstrap_that_makes_no_interval_is_refused() -> None:
         intervals(make(1.0), samples=1)
     with pytest.raises(EvaluationError, match="level is 95"):
         intervals(make(1.0), level=95, samples=10)
-
-
-def test_wilson_is_scipys_and_refuses_what_is_no_share() -> None:
-    for hits, total in ((0, 10), (10, 10), (3, 7), (732, 1000)):
-        known = binomtest(hits, total).proportion_ci(0.95, method="wilson")
-        assert wilson(hits, total) == pytest.approx((100 * known.low, 100 * known.high))
-    for hits, total in ((-1, 10), (11, 10), (0, 0)):
-        with pytest.raises(EvaluationError, match=f"{hits} of {total} is no share"):
-            wilson(hits, total)
-    with pytest.raises(EvaluationError, match="level is 95"):
-        wilson(1, 2, level=95)

@@ -16,7 +16,6 @@ from jointembed.data.captions_table import caption_table
 from jointembed.data.detection_coco import coco_detection
 from jointembed.data.detection_voc import voc_folder
 from jointembed.data.image_shards import image_shards
-from jointembed.data.voc import voc_presence
 from jointembed.errors import DataError
 
 Read = Callable[[Path, str], object]
@@ -76,12 +75,6 @@ def xml(root: Path, name: str) -> object:
     return voc_folder(images=str(root / "in"), annotations=str(root / "xml"))
 
 
-def classes_of_voc(root: Path, name: str) -> object:
-    written(root / "ImageSets" / "Main" / "dog_test.txt", f"{name.removesuffix('.jpg')} 1\n")
-    (root / "JPEGImages").symlink_to(root / "in")
-    return voc_presence(path=str(root), split="test")
-
-
 def sounds(root: Path, name: str) -> object:
     written(root / "meta" / "esc50.csv", f"filename,fold,target,category\n{name},1,0,dog\n")
     (root / "audio").symlink_to(root / "in")
@@ -91,7 +84,7 @@ def sounds(root: Path, name: str) -> object:
 READERS: dict[str, Read] = {
     one.__name__: one
     for one in (
-        coco, of_karpathy, of_karpathy_folder, flickr, of_table, of_json_lines, boxes, xml, classes_of_voc, sounds,
+        coco, of_karpathy, of_karpathy_folder, flickr, of_table, of_json_lines, boxes, xml, sounds,
     )
 }  # fmt: skip
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from tones import write_tones
 from torch import equal
 from typer.testing import CliRunner
 
 from jointembed import runs
 from jointembed.build import dataset
-from jointembed.data.pictures import open_picture
+from jointembed.data.audio import esc50
+from jointembed.data.pictures import PictureFolder, open_picture
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.data.unreadable import readable
 from jointembed.errors import DataError, RecipeError
@@ -147,6 +149,33 @@ def test_pictures_without_captions_and_a_class_that_would_be_gone(tmp_path: Path
     next(tmp_path.glob("unreadable-*.json")).write_text("{")
     with pytest.raises(DataError, match="unreadable-.*json: the list .* delete the file"):
         [readable(data(*bad), 0.5, workers=0, folder=tmp_path) for bad in ((0,), (), (2, 3))]
+
+
+@skips
+def test_a_picture_that_was_mended_is_taken_again(tmp_path: Path) -> None:
+    content, names = crafted.encoded(crafted.noise(), "BMP"), ("a.bmp", "b.bmp")
+
+    def kept() -> tuple[str, ...]:
+        data = ImageData("two", PictureFolder(tmp_path, names), None, None, names)
+        return readable(data, 0.5, workers=0, folder=tmp_path / "cache").picture_ids
+
+    crafted.write(tmp_path, {"a.bmp": content, "b.bmp": bytes(len(content))})
+    assert kept() == kept() == ("a.bmp",)
+    (tmp_path / "b.bmp").write_bytes(content)
+    assert kept() == names
+    assert json.loads(next((tmp_path / "cache").glob("unreadable-*.json")).read_text()) == []
+
+
+@skips
+def test_sounds_are_looked_at_for_each_rate(tmp_path: Path) -> None:
+    path = str(write_tones(tmp_path / "ESC-50", clips=2, rate=4000))
+    for rate, good in ((44100, False), (4000, True), (44100, False)):
+        data = esc50(path=path, rate=rate)
+        if good:
+            assert readable(data, 0.5, workers=0, folder=tmp_path).skipped == ()
+            continue
+        with pytest.raises(DataError, match="4 of 4 pictures cannot be read.*4000 samples a second, not 44100"):
+            readable(data, 0.5, workers=0, folder=tmp_path)
 
 
 @skips

@@ -50,6 +50,14 @@ def test_flat_gives_the_exact_answer(vectors: Vectors) -> None:
         np.testing.assert_array_equal(one, two)
 
 
+def test_flat_keeps_equal_rows_in_order() -> None:
+    row = clustered(1, 16, seed=2)
+    equal = Vectors([row.repeat(3, 1), row.repeat(203, 1), -row], 16)
+    flat = open_faiss(Path("unused"), "flat", equal)
+    flat.search = lambda queries, count: (None, np.arange(206 - count, 206)[None])  # the last of the equal rows
+    assert search_faiss(flat, row, equal, 5)[1].tolist() == [[0, 1, 2, 3, 4]]
+
+
 def test_recall_is_that_of_the_answers(vectors: Vectors, ivf_pq: Any) -> None:
     queries = clustered(100, 16, seed=3)
     found, exact = search_faiss(ivf_pq, queries, vectors, 10), nearest(queries, vectors, 10)

@@ -106,12 +106,18 @@ def test_ranks_of_the_environment_share_the_work(
         (["search", "absent"], 2, "give either words or --picture FILE"),
         (["classify", "absent", "--classes", "a,b"], 1, "absent: no such model folder"),
         (["classify", "MODEL", "--classes", "a,b"], 1, "no index; name the pictures"),
+        (["embed", "MODEL", "PICTURES", "--out", "OUT", "--batch", "0"], 2, "Invalid value for '--batch'"),
+        (["embed", "MODEL", "PICTURES", "--out", "OUT", "--workers", "-1"], 2, "Invalid value for '--workers'"),
+        (["index", "absent", "--out", "OUT", "--precision", "bf16"], 2, "--precision needs DATA"),
+        (["index", "absent", "--out", "OUT", "--view", "image"], 2, "--view needs DATA"),
+        (["embed", "MODEL", "PICTURES", "--out", "FILE"], 1, "a/02.png: File exists"),
+        (["classify", "MODEL", "FILE", "--classes", "a,b", "--out", "no/x"], 1, "no/x: No such file or directory"),
     ],
 )
 def test_bad_input_is_one_line_and_an_exit_code(
     model_path: Path, pictures: Path, tmp_path: Path, say: Say, arguments: list[str], code: int, message: str
 ) -> None:
-    names = {"MODEL": model_path, "PICTURES": pictures, "OUT": tmp_path / "out"}
+    names = {"MODEL": model_path, "PICTURES": pictures, "OUT": tmp_path / "out", "FILE": pictures / "a" / "02.png"}
     found, _, err = say(*(names.get(one, one) for one in arguments))
     assert found == code and message in err.replace("\n", " "), err
     if "Usage" not in err:

@@ -32,7 +32,7 @@ def folder(embeddings: Path, tmp_path: Path) -> Path:
 def test_rows_ids_paths_and_model_come_back(folder: Path, pictures: Path, model: JointEmbedding) -> None:
     index = Index.open(folder)
     names = sorted(path.relative_to(pictures).as_posix() for path in pictures.glob("*/*.png"))
-    assert list(index.ids) == names and (len(index), index.width, index.kind, index.view) == (11, 16, "exact", "image")
+    assert list(index.ids) == names and (len(index), index.width, index.kind) == (11, 16, "exact")
     assert index.ids[-1] == names[-1] and index.ids[2:4] == names[2:4] and index.texts is None
     with pytest.raises(IndexError):
         index.ids[11]
@@ -78,7 +78,7 @@ def test_an_index_of_texts_keeps_them(model_path: Path, tmp_path: Path) -> None:
     make_embeddings(model_path, tmp_path / "captions.txt", tmp_path / "texts")
     index = build_index(tmp_path / "texts", tmp_path / "index")
     assert index.texts is not None and list(index.texts) == ["red", "green photo"]
-    assert list(index.paths) == [None, None] and index.view == "text"
+    assert list(index.paths) == [None, None] and index.info["view"] == "text"
 
 
 def test_the_emoji_can_be_indexed_and_their_places_hold_no_path_of_a_machine(model_path: Path, tmp_path: Path) -> None:

@@ -91,6 +91,16 @@ def test_shards_of_one_name_in_two_folders_keep_their_ids_apart(tmp_path: Path) 
     assert [one[0] for one in everything(open_source(str(tmp_path / "*" / "0.tar")))] == ["x/0/a.png", "y/0/a.png"]
 
 
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_two_files_of_one_name_but_for_the_case_of_the_suffix_are_named(tmp_path: Path, suffix: str) -> None:
+    for name in (f"a.{suffix}", f"a.{suffix.upper()}"):
+        (tmp_path / name).write_bytes(b"")
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system does not tell cases apart")
+    with pytest.raises(DataError, match=rf"a\.{suffix.upper()} and .*a\.{suffix}: "):
+        open_source(str(tmp_path))
+
+
 def test_emoji_by_split_or_whole_pictures_or_captions() -> None:
     source = open_source("emoji:test", shard_size=300)
     found = everything(source)

@@ -55,6 +55,31 @@ def test_copies_of_a_row_are_neighbours_in_their_order() -> None:
     assert len(copies) < SPARE
 
 
+@pytest.mark.parametrize("spread", [0.0, 3e-8, 1e-6])  # equal rows, and rows that float32 products do not tell apart
+def test_more_ties_than_spare_candidates_are_still_in_order(spread: float) -> None:
+    row, noise = unit(1, 16, seed=0), unit(2000, 16, seed=1)
+    rows = row + spread * noise
+    rows[:900] = -rows[:900]  # which no answer may hold
+    vectors = Vectors(list(rows.split([903, 203, 894])), 16)
+    queries = torch.cat([row, 3 * row])
+    scores, found = nearest(queries, vectors, 40)
+    expected_scores, expected = brute_force(queries, rows, 40)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_equal_rows_of_two_parts_are_in_order() -> None:
+    row = unit(1, 16, seed=0)
+    vectors = Vectors([row.repeat(3, 1), row.repeat(203, 1)], 16)
+    assert nearest(row, vectors, 5)[1].tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_rows_that_are_apart_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(module, "_reaching")
+    rows, queries = unit(5000, 256, seed=5), unit(20, 256, seed=6)
+    np.testing.assert_array_equal(nearest(queries, Vectors([rows], 256), 10)[1], brute_force(queries, rows, 10)[1])
+
+
 def test_an_answer_does_not_depend_on_the_other_queries() -> None:
     rows, queries = unit(3000, 33, seed=3), unit(100, 33, seed=4)
     together = nearest(queries, Vectors([rows], 33), 10)

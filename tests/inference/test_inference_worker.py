@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -20,6 +21,7 @@ from pyarrow import parquet
 from jointembed.errors import DataError, EmbeddingsError, JointEmbedError
 from jointembed.inference import files
 from jointembed.inference.embeddings import read_header, read_rows
+from jointembed.inference.worker import Settings, embed_worker
 from jointembed.model import JointEmbedding
 
 SIGKILL = -signal.SIGKILL
@@ -298,6 +300,50 @@ def test_bad_texts_are_counted_too(model_path: Path, tmp_path: Path) -> None:
         make_embeddings(model_path, tmp_path / "captions.txt", tmp_path / "out")
     found, _ = rows(make_embeddings(model_path, tmp_path / "captions.txt", tmp_path / "out", max_bad=1))
     assert [row["text"] for row in found] == ["red", "blue"]
+
+
+def tar_member(root: Path) -> Path:
+    with tarfile.open(root / "0.tar", "w", encoding="latin-1", format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(write_pictures(root / "pictures", 1) / "a" / "00.png", "caf\xe9.png")
+    return root / "0.tar"
+
+
+def folder_of(root: Path, made: Path) -> Path:
+    folder = root / "caf\udce9"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    return made.rename(folder / made.name)
+
+
+def json_id(root: Path) -> Path:
+    (root / "a.jsonl").write_text('{"text": "red", "name": "\\ud800"}\n')
+    return root / "a.jsonl"
+
+
+def parquet_file(root: Path) -> Path:
+    parquet.write_table(pyarrow.table({"text": ["red"]}), root / "a.parquet")
+    return root / "a.parquet"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (tar_member, r"'0/caf\\udce9.png' is not valid Unicode"),
+        (lambda root: folder_of(root, write_pictures(root / "pictures", 1)), r"caf\\udce9/.*' is not valid Unicode"),
+        (json_id, r"a.jsonl: '\\ud800' is not valid Unicode"),
+        (lambda root: folder_of(root, parquet_file(root)), r"caf\\udce9/a.parquet' is not valid Unicode"),
+    ],
+)
+def test_names_that_no_parquet_can_hold_are_named(
+    make: Callable, message: str, model_path: Path, tmp_path: Path
+) -> None:
+    data = make(tmp_path)
+    id_column = "name" if data.suffix == ".jsonl" else None
+    with pytest.raises(DataError, match=message):
+        embed_worker(model_path, str(data), tmp_path / "out", Settings(), id_column=id_column).run(0, 1)
+    assert not list((tmp_path / "out").glob("part-*"))
 
 
 def test_a_shard_without_a_good_picture_has_no_row(model_path: Path, tmp_path: Path) -> None:

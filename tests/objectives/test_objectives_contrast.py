@@ -1,7 +1,9 @@
 import math
+from copy import deepcopy
 
 import pytest
 import torch
+from ranks import Tiny
 from torch import Tensor
 from torch.nn import functional
 
@@ -89,6 +91,22 @@ def test_the_partition_is_that_of_the_first_step_for_good() -> None:
     other = Partition()
     other.load_state_dict(partition.state_dict())
     assert torch.equal(other(rows(1, 1)), partition(rows(2, 2)))
+
+
+@pytest.mark.parametrize("first", [math.nan, 1.0])
+@pytest.mark.parametrize("name", ["pirl", "cmc"])
+def test_a_first_step_that_is_left_out_leaves_no_partition(name: str, first: float) -> None:
+    """Neither one that is no number nor another, which would be that of a step that never was."""
+    torch.manual_seed(0)
+    model = Tiny(name).double()
+    a, b, index = rows(11, 6), rows(11, 6, seed=1), torch.arange(11)
+    other = deepcopy(model)
+    model.before_step(index, index)
+    model(first * a.roll(1, 1), first * b.roll(1, 1), index, index)  # no end_step: the loop leaves the step out
+    for one in (model, other):
+        one.before_step(index, index)
+    found, expected = (one(a, b, index, index)["loss"] for one in (model, other))
+    assert found.isfinite() and torch.equal(found, expected)
 
 
 def test_the_partition_of_large_scores_is_finite() -> None:

@@ -68,6 +68,12 @@ def test_objectives_of_maps_are_refused() -> None:
         PerMember(VICRegL, 2)
 
 
+def test_members_of_a_supervised_objective_are_refused() -> None:
+    overrides = ["branches.net.members=2", "data.train.path=x", "data.validation.path=x"]
+    with pytest.raises(RecipeError, match="branches.members: a supervised objective has one classifier"):
+        build.check(load_recipe("recipes/imagenet/supervised.yaml", overrides))
+
+
 def test_members_must_be_equally_many() -> None:
     with pytest.raises(RecipeError, match="equally many members.*image 3, text 2"):
         build.check(load_recipe("recipes/quickstart.yaml", ["branches.image.members=3", "branches.text.members=2"]))

@@ -11,10 +11,15 @@ from jointembed.objectives.barlow_twins import BarlowTwins
 from jointembed.objectives.byol import BYOL
 from jointembed.objectives.clip import CLIP, clip_loss
 from jointembed.objectives.contrasted import Contrasted
+from jointembed.objectives.moco import MoCo
+from jointembed.objectives.objective import Objective
+from jointembed.objectives.obow import OBoW
 from jointembed.objectives.ramped import Ramp, Ramped
 from jointembed.objectives.regularized import Regularized
 from jointembed.objectives.supervised import Supervised
 from jointembed.objectives.vicreg import VICReg, vicreg_loss
+from jointembed.objectives.wmse import WMSE
+from jointembed.objectives.wrapped import innermost
 
 
 def rows(n: int = 6, d: int = 5, seed: int = 0) -> Tensor:
@@ -51,6 +56,34 @@ def test_a_ramp_starts_before_the_first_step_and_goes_on_after_a_resume() -> Non
     resumed.load_state_dict(first.state_dict())
     resumed.before_step({})
     assert isinstance(resumed.objective, BarlowTwins) and resumed.objective.off_diagonal == pytest.approx(0.0075)
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        (WMSE(), "size"),  # a number of rows
+        (MoCo(), "temperatur"),
+        (BYOL(), "momentum"),  # a method
+        (CLIP(learn_temperature=True), "temperature"),  # a parameter
+        (CLIP(), "max_scale"),
+        (OBoW(), "inverse_delta"),  # what is made of it at the start does not move
+    ],
+)
+def test_what_no_ramp_could_move_is_refused(objective: Objective, name: str) -> None:
+    with pytest.raises(RecipeError, match=f"ramp.{name}: {type(objective).__name__} has no coefficient"):
+        Ramped(objective, {name: Ramp(0.5)})
+
+
+def test_a_ramp_of_the_temperature_moves_it() -> None:
+    a, b = rows(), rows(seed=1)
+    ramped = Ramped(CLIP(temperature=0.2), {"temperature": Ramp(0.5, 0.0, 1.0)})
+    ramped.before_step({})
+    assert torch.equal(ramped(views(image=a, text=b))["loss"], clip_loss(a, b, temperature=0.1)["loss"])
+
+
+def test_the_innermost_objective_is_that_of_the_recipe() -> None:
+    bare = Supervised(classes=2)
+    assert innermost(Regularized(Contrasted(bare))) is bare and innermost(bare) is bare and innermost(None) is None
 
 
 @pytest.mark.parametrize(

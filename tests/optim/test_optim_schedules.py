@@ -5,7 +5,7 @@ import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from jointembed.errors import RecipeError
-from jointembed.optim import SCHEDULES, scaled_lr
+from jointembed.optim import SCHEDULES
 from jointembed.optim.schedules import constant, cosine, milestones, step_decay
 
 
@@ -52,10 +52,6 @@ def test_every_schedule_warms_up_linearly_to_its_peak(schedule) -> None:
 
 def test_constant_is_constant() -> None:
     assert {constant(step, 50, 5, 0.1) for step in range(50)} == {0.1}
-
-
-def test_linear_scaling_rule() -> None:
-    assert scaled_lr(0.2, 2048) == pytest.approx(1.6)
 
 
 @pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)

@@ -156,6 +156,22 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path) -> None:
         write_detection_report(tmp_path / "nowhere")
 
 
+def test_a_broken_last_line_is_left_out_and_counted(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"kind": "train", "step": 21, "lo')
+    page = write_detection_report(run).read_text()
+    assert "1 broken line at the end of metrics.jsonl was left out" in page and "<b>20</b>" in page
+
+
+def test_files_aside_of_another_process_stay(run: Path, data: DetectionData) -> None:
+    parts = [run / "report.html.part", run / "evaluation/test/drawings.json.part"]
+    for part in parts:
+        part.write_text("of another process")
+    write_drawings(run / "evaluation/test", data, found_in(data))
+    write_detection_report(run)
+    assert sorted(run.rglob("*.part")) == sorted(parts)
+
+
 def test_a_missing_picture_is_named(run: Path) -> None:
     next((run / "evaluation/test/drawings").glob("*.jpg")).unlink()
     with pytest.raises(CheckpointError, match="named in drawings.json, but not there"):

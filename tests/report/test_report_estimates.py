@@ -80,6 +80,22 @@ def test_a_measured_run_counts_rather_than_the_paper(tmp_path: Path) -> None:
     assert "published" in estimate(train("VICReg"), 8, "A100", unknown).basis
 
 
+def test_a_run_on_other_data_does_not_count(tmp_path: Path) -> None:
+    changes = {"elsewhere": "data.train.path=/data/other", "part": "data.train.subset=1percent.txt"}
+    for name, change in changes.items():
+        write_cost(tmp_path / name, "imagenet/vicreg", change, samples_per_second=4000.0)
+        (tmp_path / name / "environment.json").write_text(json.dumps(ENVIRONMENT | {"accelerators": ["A100"]}))
+    assert "published" in estimate(train("VICReg"), 8, "A100", find_runs([tmp_path])).basis
+
+
+def test_data_that_nobody_counted_have_no_hours() -> None:
+    for found in (
+        estimate(Command("train", "x", "recipes/imagenet/vicreg.yaml", ("data.train.path=/data/other",)), 8, "A100"),
+        estimate_small(Command("train", "x", "recipes/small/tiny_imagenet_vicreg.yaml")),
+    ):
+        assert found.hours is None and str(found) == "hours unknown, its data have no count of pictures here"
+
+
 def test_small_scale_is_scaled_from_what_was_measured(tmp_path: Path) -> None:
     vicreg, byol = (
         next(cell.commands[0] for cell in cells("imagenet", "small") if cell.row == (row,))

@@ -62,8 +62,10 @@ def test_seed_decides(tmp_path: Path) -> None:
 
 
 def test_odd_captions_survive(tmp_path: Path) -> None:
+    (tmp_path / "gallery.json.part").write_text("of another process")
     queries = queries_of(tmp_path, queries=100)
     assert set(ODD_CAPTIONS) <= {query["query"]["text"] for query in queries}
+    assert [path.name for path in tmp_path.glob("*.part")] == ["gallery.json.part"]
 
 
 def test_thumbs_are_small_jpegs_and_old_ones_go(tmp_path: Path) -> None:

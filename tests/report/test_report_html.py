@@ -8,7 +8,8 @@ import yaml
 from report_runs import ATTACK
 
 from jointembed.errors import CheckpointError, DataError
-from jointembed.report.html import duration, format_number, write_report
+from jointembed.report.html import duration, write_report
+from jointembed.report.rendering import format_number
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "col"}
 
@@ -120,10 +121,11 @@ def test_page_can_be_read_without_seeing_it(written_report: Path) -> None:
     assert page.text.count("✗ wrong") == 12 * 5 - len(right)
 
 
-def test_same_run_same_bytes(short_run: Path) -> None:
+def test_same_run_same_bytes_and_no_other_process_aside(short_run: Path) -> None:
+    (short_run / "report.html.part").write_text("of another process")
     first = write_report(short_run).read_bytes()
     assert write_report(short_run).read_bytes() == first
-    assert [path.name for path in short_run.iterdir() if path.name.endswith(".part")] == []
+    assert [path.name for path in short_run.iterdir() if path.name.endswith(".part")] == ["report.html.part"]
 
 
 def test_two_evaluations_share_no_id(short_run: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_supervised_row_of_semi_trains_on_a_share() -> None:
 
 
 def test_seeds_at_small_scale_are_three_where_the_issue_turns_on_them() -> None:
-    three = {cell.run.split("/")[1] for cell in cells("ablation", "small") if cell.seeds == 3}
+    three = {cell.commands[0].run.split("/")[1] for cell in cells("ablation", "small") if cell.seeds == 3}
     assert three == {"simsiam-sg", "vicreg-bn", "vicreg-none"}
 
 
@@ -122,4 +122,17 @@ def test_a_plan_is_one_command_a_line_that_a_shell_reads(name: str, scale: str) 
 def test_variables_are_left_to_the_shell() -> None:
     lines = [one.line for one in plan("transfer")]
     assert any('"--set=data.train.path=${PLACES205}"' in line for line in lines)
-    assert "PLACES205" in plan_text("transfer", "full", plan("transfer"), gpus=8, kind="V100").splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "variables"),
+    [
+        ("imagenet", "full", "IMAGENET"),
+        ("transfer", "full", "COCO, IMAGENET, INAT18, PLACES205, VOC"),
+        ("retrieval", "full", "COCO"),
+        ("ablation", "small", "JOINTEMBED_DATA"),
+    ],
+)
+def test_the_first_line_names_the_variables_to_set(name: str, scale: str, variables: str) -> None:
+    text = plan_text(name, scale, plan(name, scale), gpus=8, kind="V100")  # type: ignore[arg-type]
+    assert text.splitlines()[0].endswith(f"; set {variables}")

@@ -43,6 +43,8 @@ def test_broken_runs_are_named(run: Path) -> None:
         ("{}", "metrics: expected numbers by name, found None"),
         ('{"metrics": {"rsum": "9"}}', "rsum: expected a number, found '9'"),
         ('{"metrics": {"rsum": 9}, "chance": 3}', "chance: expected numbers by name, found 3"),
+        ('{"metrics": {}, "intervals": {"i2t_R@1": 5}}', "intervals: i2t_R@1: expected two numbers, found 5"),
+        ('{"metrics": {}, "intervals": {"rsum": ["9"]}}', r"intervals: rsum: expected two numbers, found \['9'\]"),
     ],
 )
 def test_broken_metrics_are_named(run: Path, content: str, message: str) -> None:

@@ -67,6 +67,17 @@ def test_the_same_seed_again_is_no_repetition(tmp_path: Path) -> None:
     assert [str(row["measured/kNN"]) for row in rows] == ["40.0 (1)", "50.0 (2)"]
 
 
+@pytest.mark.parametrize("key", ["settings", "correct"])
+def test_runs_that_were_evaluated_in_other_ways_are_no_seeds(tmp_path: Path, key: str) -> None:
+    one: dict[str, Any] = {"settings": {"training": {"epochs": 1}}, "correct": {"name": "csls", "k": 5}}
+    for seed, way in enumerate((one[key], None, one[key])):
+        run = write_run(tmp_path / str(seed), SMALL.format("vicreg"), f"seed={seed}")
+        way = way | {"seed": seed} if key == "settings" and way else way  # a seed of its own is still a repetition
+        write_evaluation(run, "linear", {"linear_top1": 40.0 + seed}, **{key: way})
+    rows = lines(first("imagenet", tmp_path), "VICReg")
+    assert [str(row["measured/top-1"]) for row in rows] == ["41.0 ± 1.4 (1)", "41.0 (2)"]
+
+
 def test_no_published_number_stands_beside_another_method(tmp_path: Path) -> None:
     changes = {
         "VICReg (without BN)": ("vicreg", "branches.net.expander.norm=none"),

@@ -1,8 +1,7 @@
 import json
 import re
 
-from jointembed.report import paper
-from jointembed.report.tables import Column, Number, Page, Table, published
+from jointembed.report.tables import Column, Number, Page, Table
 
 TABLE = Table(
     "A | title",
@@ -48,13 +47,6 @@ def test_html() -> None:
     rows = re.findall(r"<tr>(.*?)</tr>", page)
     assert [len(re.findall(r"<t[hd][ >]", row)) for row in rows] == [3, 4, 4, 4]
     assert "colgroup" not in Table("t", (Column("a", "A"),), ()).html()
-
-
-def test_published_tables_keep_daggers_and_words() -> None:
-    assert "| BYOL | 54.0 | 86.6 | 47.6 |  | 40.4† | 37.0† |" in published("transfer").markdown()
-    assert "| BYOL | 69.3 | x | x | x |" in published("flexibility").markdown()
-    for name in paper.TABLES:
-        assert len(json.loads(published(name).json())["rows"]) == len(paper.TABLES[name].rows)
 
 
 def test_a_mean_shows_its_deviation_and_its_source() -> None:

@@ -75,6 +75,7 @@ def test_a_plan_counts_what_was_measured(say: Say, tmp_path: Path) -> None:
         (["imagenet", "--plan", "--gpu", "B200"], "no GPU 'B200'; there are V100, A100, H100"),
         (["imagenet", "--plan", "--format", "html"], "a plan has no format 'html'"),
         (["imagenet", "nowhere"], "nowhere: no such run folder"),
+        (["cost", "--runs", "nowhere"], "--runs needs --plan"),
     ],
 )
 def test_bad_arguments_are_named(say: Say, arguments: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jointembed import distributed
 from jointembed.branches.branch import Branch
-from jointembed.layers import MLP, convert_batch_norm
+from jointembed.layers import MLP, Norm, convert_batch_norm
 from jointembed.model import JointEmbedding
 from jointembed.objectives.byol import BYOL
 from jointembed.objectives.objective import Objective
@@ -35,9 +35,9 @@ class Encoder(nn.Module):
         return self.layer(x).relu()
 
 
-def make(objective: Objective, views: dict[str, str]) -> JointEmbedding:
+def make(objective: Objective, views: dict[str, str], norm: Norm = "layer") -> JointEmbedding:
     torch.manual_seed(0)
-    branches = {name: Branch(Encoder(), MLP(10, widths=[14, 9], norm="layer")) for name in sorted(set(views.values()))}
+    branches = {name: Branch(Encoder(), MLP(10, widths=[14, 9], norm=norm)) for name in sorted(set(views.values()))}
     core = JointEmbedding(branches, views, objective)
     core.attach(11)
     convert_batch_norm(core, "cpu")  # the predictor's

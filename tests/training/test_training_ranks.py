@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from ranks import run_ranks
+from test_training_fsdp import batch, make
 
 from jointembed import runs
+from jointembed.errors import JointEmbedError
+from jointembed.objectives.moco import MoCo
+from jointembed.objectives.vicreg import VICReg
 from jointembed.training import checkpoint as checkpoints
+from jointembed.training import loop
 
 pytestmark = pytest.mark.ddp
 
@@ -31,10 +38,37 @@ def run(recipe: Path, out: Path, *more: str, **variables: str) -> subprocess.Com
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
+def newest(out: Path) -> checkpoints.Checkpoint:
     saved = checkpoints.newest(out / "checkpoints")
     assert saved is not None
-    return saved.model
+    return saved
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return newest(out).model
+
+
+def parts_of_unequal_number() -> dict[str, str]:
+    """What comes of 6 and 5 rows in micro-batches of 5, for branches that meet the other rank in each, and others."""
+    cores = {
+        "batch norm": make(VICReg(), {"left": "a", "right": "b"}, norm="batch"),
+        "shuffle": make(MoCo(queue=12), {"left": "a", "right": "a"}),
+        "alone": make(VICReg(), {"left": "a", "right": "b"}),
+    }
+    found = dict.fromkeys(cores, "trained")
+    for name, core in cores.items():
+        try:
+            loop.forward_backward(core, core, batch(), Accelerator(cpu=True), 5)
+        except JointEmbedError as error:
+            found[name] = str(error)
+    return found
+
+
+def test_micro_batches_of_unequal_number_are_refused_where_ranks_meet_in_each() -> None:
+    for rows, parts, found in zip((6, 5), (2, 1), run_ranks(2, parts_of_unequal_number), strict=True):
+        for name in ("batch norm", "shuffle"):
+            assert f"training.micro_batch: this rank's {rows} rows make {parts} micro-batches" in found[name]
+        assert found["alone"] == "trained"
 
 
 def test_two_processes_train_the_model_of_one_and_resume_to_the_bit(tiny_recipe: Callable, tmp_path: Path) -> None:
@@ -46,10 +80,14 @@ def test_two_processes_train_the_model_of_one_and_resume_to_the_bit(tiny_recipe:
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-5, atol=2e-6), name
+    random = [newest(tmp_path / out).random for out in ("one", "two")]
+    assert torch.equal(random[0]["rank0.torch"], random[1]["rank0.torch"])
+    assert not torch.equal(random[1]["rank0.torch"], random[1]["rank1.torch"])  # ranks draw dropout of their own
 
     half = tmp_path / "half"
     (half / "checkpoints").mkdir(parents=True)
-    (half / "recipe.yaml").write_text((tmp_path / "two" / "recipe.yaml").read_text())
+    for name in ("recipe.yaml", "environment.json"):
+        (half / name).write_text((tmp_path / "two" / name).read_text())
     first = checkpoints.complete(tmp_path / "two" / "checkpoints")[0]
     first.rename(half / "checkpoints" / first.name)
     resumed = run(recipe, half, "--resume")

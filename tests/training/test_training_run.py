@@ -1,6 +1,7 @@
 """Whole runs on a tiny data set: they train, resume to the bit, refuse what does not fit."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +157,60 @@ def test_a_folder_that_is_not_empty_is_not_touched(tiny_recipe: Make, tmp_path: 
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}])
+@pytest.mark.parametrize("mark", ["recipe.yaml", "environment.json"])
+def test_a_folder_with_one_mark_of_a_run_is_none(tiny_recipe: Make, tmp_path: Path, mark: str, options: dict) -> None:
+    work = {mark: "mine", "thesis.tex": "years of work"}
+    (tmp_path / "work").mkdir()
+    for name, text in work.items():
+        (tmp_path / "work" / name).write_text(text)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        runs.train(tiny_recipe(), tmp_path / "work", **options)
+    assert {path.name: path.read_text() for path in (tmp_path / "work").iterdir()} == work
+
+
+@pytest.mark.parametrize(
+    "left", [[], [".environment.json.part"], ["environment.json"], ["environment.json", ".recipe.yaml.part"]]
+)
+def test_a_run_killed_at_its_start_is_resumed(tiny_recipe: Make, tmp_path: Path, left: list[str]) -> None:
+    (tmp_path / "run").mkdir()
+    for name in (".lock", *left):
+        (tmp_path / "run" / name).write_text("")
+    assert runs.train(tiny_recipe("training.epochs=0.25"), tmp_path / "run", resume=True)["step"] == 1
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["world"] == 1
+    assert runs.train(tiny_recipe("training.epochs=0.5"), tmp_path / "run", overwrite=True)["step"] == 2
+
+
+@pytest.mark.parametrize(("value", "kept"), [(math.nan, False), (math.inf, False), (2.0, True)])
+def test_a_number_that_is_not_finite_is_never_the_best(tiny_recipe: Make, value: float, kept: bool) -> None:
+    model = build.make_model(tiny_recipe(), build.tokens_of(tiny_recipe(), build.dataset(tiny_recipe(), "train")))
+    for best in (None, 1.0, math.nan):
+        found = loop.keep_best(model, {"rsum": value}, "rsum", None, {"step": 3, "best": best, "best_step": 1})
+        assert found == ({"best": value, "best_step": 3} if kept else {})
+
+
+@pytest.mark.parametrize(("speeds", "median"), [([], None), ([4.0, 1.0, 2.0, 9.0], 3.0)])
+def test_the_cost_of_a_run(tmp_path: Path, speeds: list[float], median: float | None) -> None:
+    lines = [{"kind": "train", "seconds": 1.0, "samples_per_second": speed} for speed in speeds]
+    lines.append({"kind": "skipped", "seconds": 7.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs.write_cost(tmp_path, torch.device("cpu"), batch=8)
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert (cost["seconds"], cost["samples_per_second"], cost["batch"], cost["world"]) == (7.0, median, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        ("i2t_R@50", "evaluation.select: no number 'i2t_R@50'; did you mean 'i2t_R@5'"),
+        ("t2i_medr", "evaluation.select: the lower t2i_medr the better"),
+    ],
+)
+def test_a_number_that_cannot_pick_a_model_is_refused(tiny_recipe: Make, select: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        tiny_recipe(f"evaluation.select={select}")
+
+
 def test_init_from_takes_the_branches_over(tiny_recipe: Make, tmp_path: Path) -> None:
     runs.train(tiny_recipe(), tmp_path / "first")
     recipe = tiny_recipe(f"init_from={tmp_path / 'first'}", "training.epochs=0.01", "optimizer.lr=1e-12")
@@ -167,6 +222,21 @@ def test_init_from_takes_the_branches_over(tiny_recipe: Make, tmp_path: Path) ->
     assert torch.allclose(first[name], second[name], atol=1e-6)
     with pytest.raises(RecipeError, match="init_from.*branch 'text'"):
         runs.train(tiny_recipe(f"init_from={tmp_path / 'first'}", "branches.text.encoder.hidden=10"), tmp_path / "x")
+
+
+def test_init_from_refuses_the_words_of_another_tokenizer(tiny_recipe: Make, tiny_data: Path, tmp_path: Path) -> None:
+    pieces = ("data.text={name: bpe, size: 40, max_length: 16}", "training.epochs=0.01")
+    runs.train(tiny_recipe(*pieces), tmp_path / "first")
+    runs.train(tiny_recipe(*pieces, f"init_from={tmp_path / 'first'}"), tmp_path / "same")
+    captions = tiny_data / "captions.json"
+    captions.write_text(captions.read_text().replace("blue", "violet"))  # as many pieces, but others
+    with pytest.raises(RecipeError, match="init_from: .*branch 'text': .* of another tokenizer"):
+        runs.train(tiny_recipe(*pieces, f"init_from={tmp_path / 'first'}"), tmp_path / "other")
+
+
+def test_what_torch_refuses_of_an_optimizer_is_said_by_its_path(tiny_recipe: Make, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="optimizer: Invalid learning rate: -1"):
+        runs.train(tiny_recipe("optimizer.lr=-1"), tmp_path / "run")
 
 
 @pytest.mark.fault(7, "a loss that overflows in a real run stops before the step, samples named")
