@@ -86,6 +86,11 @@ def task_recipe(run: Path, task: str, overrides: Sequence[str] = ()) -> Recipe:
     tree = recipe_tree(run_recipe(run))
     if tree["data"]["text"] is not None:
         raise RecipeError(f"{run}: its data has captions; {task} needs classes")
+    if tree["data"]["image_evaluation"] is None:
+        raise RecipeError(f"{run}: its data are sounds; {task} looks at pictures")
+    branch = tree["views"][tree["evaluation"]["views"][0]]
+    if tree["branches"][branch]["members"] > 1:
+        raise RecipeError(f"{run}: branch {branch!r} has members; {task} takes one encoder")
     if task in _TRANSFER and not any(one.startswith("data.train") for one in overrides):
         raise RecipeError(f"--task {task}: say where its pictures are: data.train.path=... data.validation.path=...")
     tree = _derived(tree, run, task, TASKS[task])
@@ -104,7 +109,8 @@ def _derived(tree: dict[str, Any], run: Path, task: str, how: ProbeProtocol | Fi
     size = tree["data"]["image_evaluation"].get("size", 224)
     frozen = isinstance(how, ProbeProtocol)
     lr = how.lr if isinstance(how, ProbeProtocol) else how.head_lr
-    block = tree["branches"][branch] | {"expander": {"name": "mlp", "widths": []}, "train": "none" if frozen else "all"}
+    alone = {"expander": {"name": "mlp", "widths": []}, "train": "none" if frozen else "all", "lr_scale": 1.0}
+    block = tree["branches"][branch] | alone
     if isinstance(how, FineTuning):
         block["lr_scale"] = how.encoder_lr / how.head_lr
         tree["data"]["train"] = _share(tree["data"]["train"], how.fraction)
@@ -115,6 +121,8 @@ def _derived(tree: dict[str, Any], run: Path, task: str, how: ProbeProtocol | Fi
         "branches": {branch: block},
         "objective": {"name": "supervised", "classes": 2},
         "regularize": None,
+        "contrast": None,
+        "ramp": {},
         "init_from": str(run / "model"),
         "data": tree["data"] | {"image": {"name": "crop", "size": size}, "cache": False},
         "loader": tree["loader"] | {"batch": how.batch, "drop_last": False},

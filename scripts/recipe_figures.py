@@ -23,7 +23,8 @@ COLOUR = dict(zip(NAMES, COLOURS, strict=False))
 RATE = "optimizer.lr"
 
 
-FIVE = "validation-full"  # the folder of an evaluation of val without correction
+PLAIN = "validation-full"  # the folder of an evaluation of val without correction
+CHANCE = 5.0  # rsum below which a run knows nothing: chance is 3.2
 SPECTRA = {  # run in RUNS: what the panel of spectra calls it
     "vicreg-0": "VICReg, two layers",
     "clip-0": "InfoNCE",
@@ -51,13 +52,15 @@ def flat(tree: Any, above: str = "") -> dict[str, Any]:
 
 
 def read_runs(roots: Iterable[Path]) -> list[Run]:
-    """Every evaluated run under the folders."""
+    """Every evaluated run under the folders that is above chance."""
     found = []
-    for place in sorted({path.parent for root in roots for path in root.rglob(f"{FIVE}/collapse.json")}):
+    for place in sorted({path.parent for root in roots for path in root.rglob(f"{PLAIN}/collapse.json")}):
         folder = place.parents[1]
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
         recipe["data"]["share"] = recipe["data"].get("share") or {"pictures": 1.0, "captions": 1.0, "seed": 0}
         metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        if metrics["rsum"] < CHANCE:
+            continue
         found.append(
             Run(folder, flat(recipe), metrics["rsum"], json.loads((place / "collapse.json").read_text("utf-8")))
         )

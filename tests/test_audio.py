@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tones import write_tones
 
 from jointembed import build, runs
 from jointembed.data.records import ImageData
+from jointembed.errors import RecipeError
 from jointembed.evaluation.retrieval import retrieval_metrics
 from jointembed.inference.embed import embed_pictures
 from jointembed.model import JointEmbedding
-from jointembed.recipe import load_recipe
+from jointembed.recipe import dump_recipe, load_recipe
+from jointembed.runs_labels import task_recipe
 
 RECIPE = """
 name: tones
@@ -49,3 +52,11 @@ def test_waveforms_and_spectrograms_of_a_clip_find_one_another(tmp_path: Path) -
     numbers = retrieval_metrics(waveform.numpy(), mel.numpy(), np.arange(60), k=(1, 5))
     print("waveform to mel is i2t:", {name: round(value, 1) for name, value in numbers.items() if "R@" in name})
     assert min(numbers["i2t_R@5"], numbers["t2i_R@5"]) > 30  # chance: 8.3
+
+
+def test_a_task_of_pictures_refuses_a_run_on_sound(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(build.check(load_recipe(tmp_path / "recipe.yaml"))))
+    with pytest.raises(RecipeError, match="its data are sounds; semi1 looks at pictures"):
+        task_recipe(tmp_path / "run", "semi1")

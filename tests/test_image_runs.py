@@ -17,9 +17,9 @@ from jointembed.data.loader import slice_rows
 from jointembed.data.records import ImageData
 from jointembed.errors import RecipeError, WeightsError
 from jointembed.model import JointEmbedding
-from jointembed.recipe import Recipe, load_recipe
+from jointembed.recipe import Recipe, dump_recipe, load_recipe
 from jointembed.runs_baselines import measure_baselines
-from jointembed.runs_labels import evaluate_task
+from jointembed.runs_labels import evaluate_task, task_recipe
 from jointembed.training import checkpoint as checkpoints
 
 RECIPE = """
@@ -243,6 +243,24 @@ def test_tasks_with_labels_start_from_the_run_and_leave_their_records(make: Make
     assert "semi10_top1" in semi["metrics"]
     recipe = load_recipe(run / "tasks" / "semi10" / "recipe.yaml")
     assert recipe.branches["net"].lr_scale == pytest.approx(0.1) and recipe.optimizer["lr"] == 0.1
+
+
+def saved(recipe: Recipe, run: Path) -> Path:
+    run.mkdir()
+    (run / "recipe.yaml").write_text(dump_recipe(recipe))
+    return run
+
+
+def test_a_task_leaves_behind_what_belongs_to_the_training_before_it(make: Make, tmp_path: Path) -> None:
+    recipe = make("ramp={covariance: {}}", "contrast={}", "branches.net.lr_scale=0.5", "regularize={covariance: 0.1}")
+    derived = task_recipe(saved(recipe, tmp_path / "run"), "linear")
+    assert derived.ramp == {} and derived.contrast is None and derived.regularize is None
+    assert derived.branches["net"].lr_scale == 1
+
+
+def test_a_task_takes_one_encoder_of_pictures(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="branch 'net' has members; linear takes one encoder"):
+        task_recipe(saved(make("branches.net.members=2"), tmp_path / "members"), "linear")
 
 
 def test_a_task_that_is_none_is_refused(make: Make, tmp_path: Path) -> None:

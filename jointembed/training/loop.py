@@ -150,7 +150,7 @@ def fit(
             if stop:
                 kept = run / "checkpoints" / f"step-{step}"
                 raise Interrupted(f"{signal_name(stop)} after step {step}; saved {kept}, go on with --resume", stop)
-        if validate is None and publish is not None:
+        if state["best"] is None and publish is not None:  # nothing was validated, or no number was finite
             publish(core)
     return state
 

@@ -200,6 +200,16 @@ def test_options_a_model_does_not_have_are_refused(arguments: dict[str, Any], me
         TorchvisionEncoder(**arguments)
 
 
+def test_torchvision_names_go_out_and_come_back() -> None:
+    encoder = TorchvisionEncoder(model="resnet18").eval()
+    plain = models.resnet18()
+    result = plain.load_state_dict(encoder.model.state_dict(), strict=False)
+    assert set(result.missing_keys) == {"fc.weight", "fc.bias"} and not result.unexpected_keys
+    plain.fc = nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(plain.eval()(x), encoder(x), rtol=1e-4, atol=1e-5)
+
+
 # -- torchvision's published weights --------------------------------------------------------------------------------
 
 

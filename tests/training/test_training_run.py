@@ -189,6 +189,14 @@ def test_a_number_that_is_not_finite_is_never_the_best(tiny_recipe: Make, value:
         assert found == ({"best": value, "best_step": 3} if kept else {})
 
 
+def test_a_run_without_a_best_leaves_its_last_model(
+    tiny_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_validator", lambda *arguments: lambda model: {"rsum": math.nan})
+    assert runs.train(tiny_recipe("training.epochs=0.5"), tmp_path / "run")["best"] is None
+    assert JointEmbedding.from_pretrained(tmp_path / "run").encode_text(["a red photo"]).shape == (1, 16)
+
+
 @pytest.mark.parametrize(("speeds", "median"), [([], None), ([4.0, 1.0, 2.0, 9.0], 3.0)])
 def test_the_cost_of_a_run(tmp_path: Path, speeds: list[float], median: float | None) -> None:
     lines = [{"kind": "train", "seconds": 1.0, "samples_per_second": speed} for speed in speeds]
