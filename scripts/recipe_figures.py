@@ -1,8 +1,8 @@
 """The figures of docs/image_text_recipe.md: `python scripts/recipe_figures.py SEARCH [RUNS ...] --out docs/img`.
 
 `SEARCH` is the folder of `jointembed tune`. The first figure has the five objectives, and every run of `SEARCH` and
-`RUNS` over its effective rank. The second has a panel for each question: a panel over a key shows the runs of three
-epochs that differ from each other in that key alone.
+`RUNS` over its effective rank. The second has a panel for each question: a panel over a key shows the runs that differ
+from each other in that key alone.
 """
 
 import argparse
@@ -21,8 +21,6 @@ from jointembed.tuning import read_trials
 NAMES = {"vicreg": "VICReg", "barlow_twins": "Barlow Twins", "clip": "InfoNCE", "siglip": "SigLIP", "vse": "VSE++"}
 COLOUR = dict(zip(NAMES, COLOURS, strict=False))
 RATE = "optimizer.lr"
-
-
 PLAIN = "validation-full"  # the folder of an evaluation of val without correction
 CHANCE = 5.0  # rsum below which a run knows nothing: chance is 3.2
 SPECTRA = {  # run in RUNS: what the panel of spectra calls it
@@ -121,13 +119,13 @@ def draw_study(search: Path, studies: Sequence[str], axes: Axes, over: str, line
 
 
 def draw_over(runs: Iterable[Run], key: str, axes: Axes, other: tuple[str, ...] = ()) -> None:
-    """Rsum of short runs over a key, one line for each objective, where two or more differ in the key alone.
-
-    `other` may differ as well.
-    """
+    """Rsum of runs over a key, a line for those that differ in it alone; `other`, and how they are judged, may too."""
     groups: dict[str, dict[float, Run]] = {}
     for run in runs:
-        same = {one: value for one, value in run.recipe.items() if one not in (key, *other) and one[:5] != "evalu"}
+        free = (key, *other)
+        same = {
+            one: value for one, value in run.recipe.items() if one not in free and not one.startswith("evaluation.")
+        }
         groups.setdefault(json.dumps(same, sort_keys=True), {})[run.recipe[key]] = run
     compared = [one for one in groups.values() if len(one) > 1]
     for group in compared:

@@ -132,9 +132,10 @@ class PIRL(Objective):
         picture, jigsaw = self.picture_head(online["view1"].h), self.jigsaw_head(online["patches"].h)
         drawn = self.bank.draw(self.negatives)
         self.bank.hold(index, picture)
-        memory, negative = self.bank.rows[index], self.bank.rows[drawn]
-        options: dict[str, Any] = {"weight": self.weight, "temperature": self.temperature, "partition": self.partition}
-        return pirl_loss(picture, jigsaw, memory, negative, left_out=drawn == index[:, None], **options)
+        return pirl_loss(
+            picture, jigsaw, self.bank.rows[index], self.bank.rows[drawn], weight=self.weight,
+            temperature=self.temperature, left_out=drawn == index[:, None], partition=self.partition,
+        )  # fmt: skip
 
     def before_step(self, batch: Mapping[str, Any]) -> None:
         """Begin anew where the first step was left out."""
