@@ -434,7 +434,7 @@ def _branch(block: dict[str, Any], tokens: Tokens | None, path: str, *, pretrain
     if members == 1:
         encoder = make_encoder()
         expander = make_expander(encoder.width)
-    elif block.get("train") == "none":  # copies of what is not trained would be one encoder several times
+    elif block.get("train", "all") != "all":  # copies of what is not trained would be one encoder several times
         encoder = make_encoder()
         expander = Members(lambda: make_expander(encoder.width), members, split=False)
     else:

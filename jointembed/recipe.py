@@ -39,7 +39,7 @@ class BranchRecipe:
     expander: Block = field(default_factory=lambda: {"name": "mlp", "widths": []})
     train: Literal["all", "none"] | list[str] = "all"  # of the encoder: all, none, or these parameter prefixes
     lr_scale: Positive = 1.0  # of the encoder, against the schedule's rate
-    members: Count = 1  # independent copies side by side, an ensemble (of a frozen encoder: of its expander alone)
+    members: Count = 1  # independent copies side by side, an ensemble (frozen, or in part: of its expander alone)
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)

@@ -12,7 +12,8 @@ class Members(nn.Module):
 
     A branch of members is an ensemble that trains in one run: each member has its own objective
     (`objectives.members.PerMember`), and a cosine of the joined embeddings is close to the mean of theirs. On few data
-    that is worth more than one network of the same cost. A frozen encoder is shared by the members' expanders.
+    that is worth more than one network of the same cost. An encoder that is frozen, or in part, is shared by the
+    members' expanders.
 
     Args:
         make: a new copy; it has an attribute `width`.

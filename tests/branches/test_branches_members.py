@@ -1,14 +1,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
 from jointembed import JointEmbedding
 from jointembed.branches.branch import Branch
 from jointembed.branches.members import Members, first_member
-from jointembed.errors import RecipeError
 from jointembed.layers import MLP
 from jointembed.model import from_config
 
@@ -74,8 +72,20 @@ def test_one_member_has_the_names_of_a_plain_branch() -> None:
     assert not any("copies" in name for name in from_config(config(1), None).state_dict())
 
 
-def test_parts_of_members_cannot_be_frozen_by_the_names_of_one() -> None:
+def test_members_of_a_partly_frozen_encoder_share_it() -> None:
     block = config(2)
     block["branches"]["image"]["train"] = ["layer4"]
-    with pytest.raises(RecipeError, match="layer4"):
-        from_config(block, None)
+    branch = from_config(block, None).branch("image")
+    assert branch.width == 64 and not isinstance(branch.encoder, Members) and isinstance(branch.expander, Members)
+    trained = {name.split(".")[1] for name, p in branch.encoder.named_parameters() if p.requires_grad}
+    assert trained == {"layer4"}
+
+
+def test_a_second_stage_of_members_starts_from_a_frozen_first() -> None:
+    stages = {}
+    for train in ("none", ["layer4"]):
+        block = config(2)
+        block["branches"]["image"]["train"] = train
+        stages[str(train)] = from_config(block, None).state_dict()
+    first, second = stages.values()
+    assert first.keys() == second.keys()
