@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jointembed.blocks import construct
 from jointembed.branches import ENCODERS, EXPANDERS
 from jointembed.branches.transformer import TransformersText, TransformersVision, check_config
 from jointembed.data import DATASETS, TOKENS, VIEWS
@@ -26,7 +27,7 @@ from jointembed.evaluation.corrections import CORRECTIONS
 from jointembed.evaluation.evaluators import LOWER_IS_BETTER
 from jointembed.evaluation.protocols import PROTOCOLS
 from jointembed.inference.embed import Precision
-from jointembed.model import JointEmbedding, construct, from_config
+from jointembed.model import JointEmbedding, from_config
 from jointembed.objectives import OBJECTIVES
 from jointembed.objectives.contrasted import Contrasted
 from jointembed.objectives.members import PerMember

@@ -1,8 +1,8 @@
 """Corrections of retrieval scores, from what a recipe or the command line says."""
 
+from jointembed.blocks import construct
 from jointembed.errors import RecipeError
 from jointembed.evaluation.corrections import CORRECTIONS, Correction
-from jointembed.model import construct
 from jointembed.recipe import Block, parse_yaml
 
 

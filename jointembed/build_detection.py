@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 
+from jointembed.blocks import construct
 from jointembed.branches.detector import DETECTORS, Detector
 from jointembed.branches.image import TorchvisionEncoder
 from jointembed.data.detection import DetectionData
@@ -16,7 +17,7 @@ from jointembed.errors import RecipeError
 from jointembed.evaluation.detection import STATS, AveragePrecision, coco_average_precision
 from jointembed.evaluation.detection_voc import voc_average_precision
 from jointembed.inference.detect import Detections
-from jointembed.model import JointEmbedding, construct
+from jointembed.model import JointEmbedding
 from jointembed.optim import OPTIMIZERS, SCHEDULES
 from jointembed.optim.groups import parameter_groups
 from jointembed.recipe import Block, check_block, check_schedule, expand_variables, nearest

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jointembed import __version__
-from jointembed.branches import ENCODERS, EXPANDERS
+from jointembed.blocks import construct
+from jointembed.branches.assembly import make_branch
 from jointembed.branches.branch import Branch
-from jointembed.branches.members import Members, first_member
+from jointembed.branches.members import first_member
 from jointembed.branches.target import forward_shuffled, make_target, update_target
 from jointembed.branches.transformer import saved_config
 from jointembed.data import VIEWS
 from jointembed.data.forms import Picture, as_view, is_one
 from jointembed.data.samples import Batch, PictureView
 from jointembed.data.tokens import Tokens, pad
-from jointembed.errors import DataError, JointEmbedError, RecipeError, WeightsError
+from jointembed.errors import DataError, JointEmbedError, WeightsError
 from jointembed.hub import FORMAT, model_folder, push, read_config
 from jointembed.layers import Embedding
 from jointembed.objectives.objective import Embed, Objective, ViewShape
@@ -397,7 +398,7 @@ def from_config(
     """
     try:
         branches = {
-            name: _branch(block, tokens, f"branches.{name}", pretrained=pretrained)
+            name: make_branch(block, None if tokens is None else tokens.vocabulary, f"branches.{name}", pretrained)
             for name, block in config["branches"].items()
         }
         image = construct(config["image"], VIEWS) if config.get("image") else None
@@ -412,54 +413,6 @@ def from_config(
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"config: {type(error).__name__} {error}; it does not fit version {__version__}") from error
-
-
-def _branch(block: dict[str, Any], tokens: Tokens | None, path: str, *, pretrained: bool) -> Branch:
-    encoder_block = dict(block["encoder"])
-    if not pretrained and "weights" in encoder_block:
-        encoder_block["weights"] = None
-    given: tuple[Any, ...] = ()
-    if getattr(ENCODERS[encoder_block["name"]], "modality", "image") == "text":
-        if tokens is None:
-            raise WeightsError("a text branch needs a tokenizer: data.text in the recipe, tokenizer.json in a model")
-        given = (tokens.vocabulary,)
-
-    def make_encoder() -> Any:
-        return construct(encoder_block, ENCODERS, *given, path=f"{path}.encoder")
-
-    def make_expander(width: int) -> Any:
-        return construct(block["expander"], EXPANDERS, width, path=f"{path}.expander")
-
-    members = block.get("members", 1)
-    if members == 1:
-        encoder = make_encoder()
-        expander = make_expander(encoder.width)
-    elif block.get("train", "all") != "all":  # copies of what is not trained would be one encoder several times
-        encoder = make_encoder()
-        expander = Members(lambda: make_expander(encoder.width), members, split=False)
-    else:
-        encoder = Members(make_encoder, members, split=False)
-        expander = Members(lambda: make_expander(encoder.width // members), members, split=True)
-    return Branch(encoder, expander, train=block.get("train", "all"))
-
-
-def construct(block: Mapping[str, Any], table: Mapping[str, Any], *given: Any, path: str | None = None) -> Any:
-    """What a checked block names, made with its arguments.
-
-    Args:
-        block: `{name: ..., argument: ...}`.
-        table: from names to constructors.
-        given: what the constructor takes besides, by position.
-        path: dotted path of the block, where its arguments go on to a library that may refuse them.
-
-    Raises:
-        RecipeError: what such a library refuses, in its words.
-    """
-    refused = () if path is None else (ValueError, AssertionError, ArithmeticError, RuntimeError)
-    try:
-        return table[block["name"]](*given, **{key: value for key, value in block.items() if key != "name"})
-    except refused as error:
-        raise RecipeError(f"{path}: {' '.join(str(error).split())[:400] or type(error).__name__}") from error
 
 
 def _untimed(stage: str) -> AbstractContextManager[None]:

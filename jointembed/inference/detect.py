@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from jointembed import __version__, distributed
+from jointembed.blocks import construct
 from jointembed.branches import ENCODERS
 from jointembed.branches.detector import DETECTORS, Detector
 from jointembed.data.detection_samples import pixels, scaled_size
@@ -23,7 +24,7 @@ from jointembed.data.loader_workers import in_order, worker_faults
 from jointembed.data.masks import encode_masks
 from jointembed.errors import WeightsError
 from jointembed.inference.embed import Openable, Precision, picture_name
-from jointembed.model import autocast, construct
+from jointembed.model import autocast
 from jointembed.tensor_files import save_tensors
 
 FORMAT = 1
