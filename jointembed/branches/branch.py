@@ -48,7 +48,7 @@ class Branch(nn.Module):
         super().train(mode)
         if self._trained is not None:
             for name, module in self.encoder.named_modules():
-                module.training = mode and _under(name, self._trained)
+                module.training = mode and (_under(name, self._trained) if name else not self.frozen)
         return self
 
     def forward(self, x: Any, *, maps: bool = False) -> Embedding:

@@ -69,6 +69,8 @@ class TorchvisionEncoder(nn.Module):
         norm: ResNets: `layer` in place of batch norm normalises each picture, over all channels and places (CPC v2).
         image_size: vision transformers: side of the pictures in px; published positions are interpolated to it.
         patch_size: `vit_tiny_16` and `vit_s_16`: side of a patch in px.
+        mirror: while it does not train, a picture's representation is the mean of its own and its mirror image's, at
+            twice the cost; maps are its own.
 
     Raises:
         RecipeError: unknown model, or an option that the model does not have.
@@ -90,6 +92,7 @@ class TorchvisionEncoder(nn.Module):
         norm: ResNetNorm = "batch",
         image_size: int | None = None,
         patch_size: int | None = None,
+        mirror: bool = False,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -112,7 +115,7 @@ class TorchvisionEncoder(nn.Module):
         else:
             net = _pretrained(model, published, options)
         head, self.width = _remove_classifier(net)
-        self.channels = channels
+        self.channels, self.mirror = channels, mirror
         self.model = net
         self.pixels = Pixels() if published is None else _pixels_of(published)
         if weights is not None and published is None:
@@ -136,7 +139,9 @@ class TorchvisionEncoder(nn.Module):
             raise RecipeError(
                 f"encoder.image_size: pictures of {size} px reach a vision transformer of {self.model.image_size}"
             )
-        return self.model(self.pixels(x))
+        pixels = self.pixels(x)
+        h = self.model(pixels)
+        return h if self.training or not self.mirror else (h + self.model(pixels.flip(-1))) / 2
 
     def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Representations (N, R) and the last feature maps (N, C, H, W) of one pass; a ViT's are its patch tokens."""
@@ -160,7 +165,7 @@ class TorchvisionEncoder(nn.Module):
         if isinstance(self.model, VisionTransformer):
             side = self.model.image_size // self.model.patch_size
             return h, (seen[0][:, 1:].transpose(1, 2).unflatten(2, (side, side)),)
-        return h, tuple(seen)
+        return h, tuple(seen[: len(names)])  # a mirror image's come after
 
 
 def _published(model: str, weights: str) -> WeightsEnum | None:

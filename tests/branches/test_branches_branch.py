@@ -63,6 +63,7 @@ def test_a_partly_frozen_encoder_trains_the_named_part_only(prefix: str) -> None
         name: module.training for name, module in branch.encoder.named_modules() if isinstance(module, nn.BatchNorm2d)
     }
     assert all(mode == name.startswith("model.layer4") for name, mode in modes.items())
+    assert branch.encoder.training  # what holds the parts does what it does in training
     branch.eval()
     assert not any(module.training for module in branch.modules())
 

@@ -162,6 +162,25 @@ def test_the_classifiers_dropout_is_gone(model: str) -> None:
     assert torch.equal(encoder(x), encoder(x))
 
 
+@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_16"])
+def test_mirror_is_the_mean_of_both_ways_round_and_for_evaluation_alone(model: str) -> None:
+    encoder = TorchvisionEncoder(model=model, mirror=True)
+    plain = TorchvisionEncoder(model=model)
+    plain.load_state_dict(encoder.state_dict())
+    side = 224 if model == "vit_tiny_16" else 64
+    x = torch.randn(2, 3, side, side)
+    encoder.eval(), plain.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), (plain(x) + plain(x.flip(-1))) / 2)
+        torch.testing.assert_close(encoder(x), encoder(x.flip(-1)))
+        h, levels = encoder.forward_with_levels(x)
+        assert torch.equal(h, encoder(x))
+        for one, other in zip(levels, plain.forward_with_levels(x)[1], strict=True):
+            torch.testing.assert_close(one, other)
+        encoder.train(), plain.train()
+        torch.testing.assert_close(encoder(x), plain(x))
+
+
 def test_vision_transformer_of_another_size() -> None:
     encoder = TorchvisionEncoder(model="vit_tiny_16", image_size=32, patch_size=8)
     h, maps = encoder.forward_with_maps(torch.randn(2, 3, 32, 32))
