@@ -44,7 +44,12 @@ READERS: dict[str, dict[str, Any]] = {
     "transformer": {"name": "text_transformer", "width": 16, "depth": 1, "heads": 2, "pool": "cls"},
     "bert": BERT,
 }
-LOOKERS: dict[str, dict[str, Any]] = {"resnet": RESNET, "vit": VIT, "hf_vit": HF_VIT}
+LOOKERS: dict[str, dict[str, Any]] = {
+    "resnet": RESNET,
+    "mirrored": RESNET | {"mirror": True},
+    "vit": VIT,
+    "hf_vit": HF_VIT,
+}
 
 
 def padded(folder: Path, described: dict[str, Any], texts: list[str], size: int | None) -> dict[str, np.ndarray]:
@@ -75,7 +80,7 @@ def check_equal(found: np.ndarray, expected: Any, tolerance: float) -> None:
     assert len(found) == 1 or np.ptp(found, axis=0).max() > 0.01
 
 
-@pytest.mark.parametrize(("looker", "reader"), [("resnet", "gru"), ("vit", "two_ways")])
+@pytest.mark.parametrize(("looker", "reader"), [("mirrored", "gru"), ("vit", "two_ways")])
 def test_onnxruntime_gives_what_torch_gives(tmp_path: Path, looker: str, reader: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
