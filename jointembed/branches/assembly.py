@@ -41,7 +41,7 @@ def make_branch(block: dict[str, Any], vocabulary: int | None, path: str, pretra
     if members == 1:
         encoder = make_encoder()
         expander = make_expander(encoder.width)
-    elif block.get("train", "all") != "all":  # copies of what is not trained would be one encoder several times
+    elif block.get("train", "all") != "all":  # what is frozen would be equal in all copies: they share it
         encoder = make_encoder()
         expander = Members(lambda: make_expander(encoder.width), members, split=False)
     else:
