@@ -83,7 +83,7 @@ def train(
             print(f"best validation {checked.evaluation.select} {state['best']:.1f} at step {state['best_step']}")
         split = "validation" if checked.data.validation else "train"
         if build.has_captions(checked.data):
-            _evaluate_run(run, split, None, None)
+            _evaluate_run(run, split)
         else:
             _evaluate_features(run, split)
 
@@ -123,6 +123,13 @@ def evaluate(
             "queries together), whiten, euclidean, none; or a block {name: csls, k: 5}."
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Other data in place of a split: a block as in a recipe, {name: coco_captions, images: ..., "
+            "annotations: ...}."
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -139,6 +146,8 @@ def evaluate(
     if (run is None) == (embeddings is None):
         raise typer.BadParameter("give either a run folder or --embeddings FILE")
     _refuse_unheeded(context, embeddings, truth, task)
+    if data is not None:
+        refuse(context, ("split",), "does not go with --data, which takes its place")
     if embeddings is not None:
         _evaluate_file(embeddings, protocol, truth, correct)
     elif run is not None and task == "voc07":
@@ -152,20 +161,24 @@ def evaluate(
         from jointembed.runs_evaluate import run_recipe
 
         if has_captions(run_recipe(run).data):
-            _evaluate_run(run, split, protocol, against, correct)
+            _evaluate_run(run, split, protocol, against, correct, data)
         else:
             refuse(context, ("protocol", "against", "correct"), f"needs captions; the data of {run} have none")
-            _evaluate_features(run, split)
+            _evaluate_features(run, split, data)
 
 
 def _refuse_unheeded(context: typer.Context, embeddings: Path | None, truth: Path | None, task: str | None) -> None:
-    of_a_run = ("split", "against", "task", "change", "resume", "overwrite")
+    of_a_run = ("split", "data", "against", "task", "change", "resume", "overwrite")
     for refused, options, why in (
         (embeddings is not None, of_a_run, "does not go with --embeddings, it needs a run folder"),
         (embeddings is None, ("truth",), "needs --embeddings FILE"),
         (truth is not None, ("protocol",), "does not go with --truth, which is a protocol of its own"),
         (task is None, ("change", "resume", "overwrite"), "needs --task"),
-        (task is not None, ("split", "protocol", "against", "correct"), "does not go with --task, which has its own"),
+        (
+            task is not None,
+            ("split", "data", "protocol", "against", "correct"),
+            "does not go with --task, which has its own",
+        ),
         (task == "voc07", ("resume", "overwrite"), "does not go with --task voc07, which starts anew each time"),
     ):
         if refused:
@@ -181,10 +194,21 @@ def _evaluate_svm(run: Path, change: list[str]) -> None:
     _print_features(evaluate_svm(run, keys["root"]), run)
 
 
-def _evaluate_features(run: Path, split: str) -> None:
+def _evaluate_features(run: Path, split: str, data: str | None = None) -> None:
     from jointembed.runs_evaluate import evaluate_features
 
-    _print_features(evaluate_features(run, split), run)
+    _print_features(evaluate_features(run, split, _other(data)), run)
+
+
+def _other(data: str | None) -> dict[str, Any] | None:
+    """The block that `--data` gives."""
+    from jointembed.errors import RecipeError
+    from jointembed.recipe import parse_yaml
+
+    block = None if data is None else parse_yaml(data, "--data")
+    if block is not None and not isinstance(block, dict):
+        raise RecipeError(f"--data: a block such as {{name: coco_captions, ...}} expected, found {data!r}")
+    return block
 
 
 def _print_features(record: dict[str, Any], run: Path) -> None:
@@ -200,7 +224,12 @@ def _print_features(record: dict[str, Any], run: Path) -> None:
 
 
 def _evaluate_run(
-    run: Path, split: str, protocol: str | None, against: Path | None, correct: str | None = None
+    run: Path,
+    split: str,
+    protocol: str | None = None,
+    against: Path | None = None,
+    correct: str | None = None,
+    data: str | None = None,
 ) -> None:
     import torch
     from rich.console import Console
@@ -213,7 +242,7 @@ def _evaluate_run(
     from jointembed.report.retrieval import print_retrieval, print_space
 
     console = Console()
-    result = runs_evaluate.evaluate_run(run, split, protocol, correct=correction_of(correct))
+    result = runs_evaluate.evaluate_run(run, split, protocol, correct=correction_of(correct), other=_other(data))
     write_gallery(
         result.folder,
         image=result.embeddings.image,

@@ -54,11 +54,17 @@ class Evaluated:
     embeddings: RetrievalEmbeddings
 
 
-def run_recipe(run: Path) -> Recipe:
-    """The resolved recipe of a run folder. Raises RecipeError where there is none."""
+def run_recipe(run: Path, test: Block | None = None) -> Recipe:
+    """The resolved recipe of a run folder, `test` as its test data if given. Raises RecipeError where there is none."""
     if not (run / "recipe.yaml").is_file():
         raise RecipeError(f"{run}: no recipe.yaml there; not a run folder")
-    return check(load_recipe(run / "recipe.yaml"))
+    recipe = load_recipe(run / "recipe.yaml")
+    if test is None:
+        return check(recipe)
+    try:
+        return check(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test=test)))
+    except RecipeError as error:
+        raise RecipeError(str(error).replace("data.test", "--data", 1)) from None
 
 
 def run_model(run: Path) -> JointEmbedding:
@@ -66,9 +72,16 @@ def run_model(run: Path) -> JointEmbedding:
     return JointEmbedding.from_pretrained(run / "model", device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def evaluate_features(run: Path, split: str) -> dict[str, Any]:
-    """Judge the representations of a run without captions on one split; written to `RUN/evaluation/SPLIT-features`."""
-    recipe = run_recipe(run)
+def evaluate_features(run: Path, split: str, other: Block | None = None) -> dict[str, Any]:
+    """Judge the representations of a run without captions on one split; written to `RUN/evaluation/SPLIT-features`.
+
+    Args:
+        run: run folder.
+        split: train, validation or test.
+        other: other data in place of a split, with the classes of the training data; see `evaluate_run`.
+    """
+    recipe = run_recipe(run, other)
+    split = split if other is None else "test"
     if split not in SPLITS:
         raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
     model = run_model(run)
@@ -79,14 +92,15 @@ def evaluate_features(run: Path, split: str) -> dict[str, Any]:
     check_classes({"train": train, split: test})
     numbers = judge_features(recipe, model, train, test, precision_of(recipe, model.device))
     record = {
-        "split": split,
+        "split": split if other is None else None,
         "embedding": recipe.evaluation.embedding,
         "data": test.name,
         "fingerprint": test.fingerprint,
         "metrics": numbers,
         "n_images": len(test.pictures),
     }
-    return save_evaluation(run / "evaluation" / f"{split}-features", record)
+    place = split if other is None else other_name(test.name)
+    return save_evaluation(run / "evaluation" / f"{place}-features", record)
 
 
 def _classifier_of(run: Path) -> Supervised:
@@ -104,7 +118,12 @@ def _classifier_of(run: Path) -> Supervised:
 
 
 def evaluate_run(
-    run: Path, split: str, protocol: str | None = None, *, correct: str | Block | None = None
+    run: Path,
+    split: str,
+    protocol: str | None = None,
+    *,
+    correct: str | Block | None = None,
+    other: Block | None = None,
 ) -> Evaluated:
     """Embed one split with the run's model and measure retrieval; written to `RUN/evaluation/SPLIT-PROTOCOL`.
 
@@ -114,11 +133,14 @@ def evaluate_run(
         protocol: that of the recipe if not given.
         correct: a correction by name or block in place of the recipe's, or `none`. A corrected evaluation has a folder
             of its own, and its protocol is called by both names wherever it is shown; see `correction_name`.
+        other: other data in place of a split, a block as in a recipe; written to `RUN/evaluation/on-NAME-PROTOCOL`
+            after the data's name.
 
     Raises:
-        RecipeError: a split, protocol or correction that is not there.
+        RecipeError: a split, protocol, correction or data set that is not there.
     """
-    recipe = run_recipe(run)
+    recipe = run_recipe(run, other)
+    split = split if other is None else "test"
     correction = check_correction(recipe.evaluation.correct if correct is None else correct)
     if split not in SPLITS:
         raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
@@ -146,10 +168,11 @@ def evaluate_run(
         correct=fitted_correction(recipe, correction, model, train, precision),
     )  # fmt: skip
     name = correction_name(correction)
-    folder = run / "evaluation" / "-".join(filter(None, (split, protocol, name)))
+    place = split if other is None else other_name(data.name)
+    folder = run / "evaluation" / "-".join(filter(None, (place, protocol, name)))
     folder.mkdir(parents=True, exist_ok=True)
     record = {
-        "split": split,
+        "split": split if other is None else None,
         "protocol": ", ".join(filter(None, (protocol, name))),
         "correct": correction,
         "embedding": recipe.evaluation.embedding,
@@ -165,6 +188,11 @@ def evaluate_run(
     card = model_card(recipe.name, recipe.description, dump_recipe(recipe), run)
     (run / "model" / "README.md").write_text(card, encoding="utf-8")
     return Evaluated(folder, record, data, embeddings)
+
+
+def other_name(data: str) -> str:
+    """What folders call the evaluation of other data than a split, after the name of the data."""
+    return f"on-{quote(data, safe=' ')}"
 
 
 def correction_name(correction: Block | None) -> str:

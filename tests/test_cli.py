@@ -132,6 +132,11 @@ def test_bad_input_is_one_line_and_an_exit_code(
         (["--embeddings", "x.npz", "--truth", "y", "--protocol", "full"], "--protocol does not go with --truth"),
         (["PICTURES", "--protocol", "full"], "--protocol needs captions"),
         (["PICTURES", "--against", "RUN"], "--against needs captions"),
+        (["RUN", "--data", "{name: emoji, split: test}", "--split", "test"], "--split does not go with --data"),
+        (["RUN", "--data", "{name: emoji, split: test}", "--task", "linear"], "--data does not go with --task"),
+        (["RUN", "--data", "emoji"], "--data: a block such as {name: coco_captions, ...} expected, found 'emoji'"),
+        (["RUN", "--data", "{name: emojis}"], "--data.name: no 'emojis' here; did you mean 'emoji'"),
+        (["RUN", "--data", "{name: image_folder, path: x}"], "--data: image_folder gives no captions"),
         (["RUN", "--protocol", "coco5k"], "--protocol: no 'coco5k'; there are full, coco_5k, coco_1k_5fold, flickr_1k"),
     ],
 )

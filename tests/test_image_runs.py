@@ -81,6 +81,9 @@ def test_a_run_is_trained_judged_and_costed(make: Make, tmp_path: Path) -> None:
     record = runs_evaluate.evaluate_features(tmp_path / "run", "validation")
     assert record["metrics"]["knn3_top1"] == pytest.approx(state["best"])
     assert record["metrics"]["knn3_top1"] > 50 and record["metrics"]["rankme"] > 1
+    other = runs_evaluate.evaluate_features(tmp_path / "run", "train", other=recipe.data.validation)
+    assert other["metrics"] == record["metrics"] and other["split"] is None
+    assert [path.name for path in (tmp_path / "run" / "evaluation").glob("on-*")] == [f"on-{other['data']}-features"]
     cost = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert cost["seconds"] > 0 and cost["samples_per_second"] > 0 and cost["peak_process_bytes"] > 1e8
 

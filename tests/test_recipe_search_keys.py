@@ -165,6 +165,19 @@ def test_ramp_contrast_and_regularize_work_together(tiny_recipe: Callable, tmp_p
         assert line["unregularized"] == pytest.approx(line["uncontrasted"] + 0.5 * line["contrast"], rel=1e-4)
 
 
+def test_a_run_is_judged_on_other_data_without_being_trained_again(tiny_recipe: Callable, tmp_path: Path) -> None:
+    recipe = tiny_recipe("training.epochs=0.5")
+    runs.train(recipe, tmp_path / "run")
+    split = runs_evaluate.evaluate_run(tmp_path / "run", "test")
+    other = runs_evaluate.evaluate_run(tmp_path / "run", "validation", other=recipe.data.test)
+    assert other.record["metrics"] == split.record["metrics"] and other.record["split"] is None
+    assert other.folder.name == f"on-{other.data.name}-full" and split.folder.name == "test-full"
+    emoji = {"name": "emoji", "split": "val", "renderings": ["noto"]}
+    found = runs_evaluate.evaluate_run(tmp_path / "run", "test", other=emoji, correct="csls")
+    assert found.folder.name == "on-emoji-val-noto-full-csls" and found.record["n_images"] == 100
+    assert "Other data, protocol `full, csls`, emoji-val-noto" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
 def test_a_corrected_evaluation_says_so_and_has_its_own_folder(tiny_recipe: Callable, tmp_path: Path) -> None:
     runs.train(tiny_recipe("training.epochs=0.5", "evaluation.correct=csls"), tmp_path / "run")
     called = {

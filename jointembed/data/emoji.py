@@ -26,6 +26,7 @@ def emoji(
     languages: list[str] | None = None,
     tags: bool = True,
     captions: Literal["one", "many"] | None = None,
+    renderings: list[str] | None = None,
 ) -> CaptionData:
     """One split; an item is a concept, shown by two pictures of 64 x 64 pixels (Fluent 3D, then Noto).
 
@@ -40,22 +41,26 @@ def emoji(
         captions: `one` a language, the label and all tags; or `many`: besides that one the label alone, all tags
             in another order, and four draws of half of the tags after the label. None: many in train, one in
             val and test, so that recalls on them are of one question a concept.
+        renderings: `[fluent]` or `[noto]` for one picture a concept, where chance is K/C both ways; both if None.
 
     Raises:
-        DataError: for an unknown split, language or captions, and where the package's files are damaged.
+        DataError: for an unknown split, language, captions or rendering, and where the package's files are damaged.
     """
     if split not in _SHARDS:
         raise DataError(f"emoji: no split {split!r}; expected one of {', '.join(_SHARDS)}")
     if captions not in (None, "one", "many"):
         raise DataError(f"emoji: captions is {captions!r}; expected one, many or null")
+    shown = RENDERINGS if renderings is None else tuple(renderings)
+    if not shown or len(set(shown)) < len(shown) or not set(shown) <= set(RENDERINGS):
+        raise DataError(f"emoji: renderings is {renderings!r}; expected different ones of {', '.join(RENDERINGS)}")
     many = captions == "many" or (captions is None and split == "train")
     concepts, words = _read_words(["en"] if languages is None else languages)
     chosen = [number for number, concept in enumerate(concepts) if concept["split"] == split]
-    ids = [f"{concepts[number]['key']}.{rendering}" for number in chosen for rendering in RENDERINGS]
+    ids = [f"{concepts[number]['key']}.{rendering}" for number in chosen for rendering in shown]
     return CaptionData(
-        name=f"emoji-{split}",
+        name="-".join(["emoji", split, *(renderings or ())]),
         pictures=PictureTar(_folder() / _SHARDS[split], [f"{split}/{one}.jpg" for one in ids]),
-        item=np.arange(len(chosen), dtype=np.int64).repeat(len(RENDERINGS)),
+        item=np.arange(len(chosen), dtype=np.int64).repeat(len(shown)),
         captions=tuple(
             tuple(text for one in words for text in _captions(one[number], tags=tags, many=many)) for number in chosen
         ),

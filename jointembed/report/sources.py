@@ -97,7 +97,7 @@ class Source:
     @property
     def split(self) -> str:
         """As the records say."""
-        return str(self.evaluations[0].document.get("split", ""))
+        return str(self.evaluations[0].document.get("split") or "")
 
     @property
     def seeds(self) -> str:

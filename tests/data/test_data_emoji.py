@@ -183,6 +183,15 @@ def test_an_item_is_two_renderings_of_one_concept(data: dict[str, CaptionData]) 
         assert (first != second).any()
 
 
+def test_one_rendering_of_every_concept(data: dict[str, CaptionData]) -> None:
+    both = data["test"]
+    for shift, rendering in enumerate(("fluent", "noto")):
+        one = emoji(split="test", renderings=[rendering])
+        assert one.name == f"emoji-test-{rendering}" and one.captions == both.captions
+        assert one.picture_ids == both.picture_ids[shift::2] and one.item.tolist() == list(range(SPLITS["test"]))
+        assert (np.asarray(one.pictures.open(7)) == np.asarray(both.pictures.open(14 + shift))).all()
+
+
 def test_held_out_concepts_have_one_english_caption(data: dict[str, CaptionData]) -> None:
     for split in ("val", "test"):
         assert all(len(captions) == 1 for captions in data[split].captions)
@@ -254,6 +263,9 @@ def test_bad_arguments_are_named() -> None:
     for languages in (["en", "xx"], [], ["en", "en"], ["concepts"], ["../en"]):
         with pytest.raises(DataError, match="expected different ones of bn, da, de, en"):
             emoji(split="val", languages=languages)
+    for renderings in ([], ["fluent", "fluent"], ["apple"]):
+        with pytest.raises(DataError, match="expected different ones of fluent, noto"):
+            emoji(split="val", renderings=renderings)
 
 
 def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
