@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jointembed.data.audio import Sound
+from jointembed.data.audio import Sound, Sounds
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.errors import DataError
 
@@ -58,7 +58,8 @@ class CheckReport:
 
     name: str
     fingerprint: str
-    n_pictures: int
+    things: str  # "pictures" or "sounds"
+    n_pictures: int  # or sounds
     n_items: int
     n_captions: int
     captions_per_item: dict[int, int]  # captions -> items that have so many
@@ -82,20 +83,22 @@ class CheckReport:
     def lines(self) -> list[str]:
         """The report, line by line, to be printed."""
         counts = ", ".join(f"{items} with {captions}" for captions, items in self.captions_per_item.items())
+        thing = self.things.removesuffix("s")
+        same = "same pixels" if thing == "picture" else "same samples"
         lines = [
-            f"{self.name}: {self.n_pictures} pictures"
+            f"{self.name}: {self.n_pictures} {self.things}"
             + (f", {self.n_items} items, {self.n_captions} captions" if self.words else ""),
             *([f"captions an item: {counts}", f"words a caption: {self.words}"] if self.words else []),
-            *([f"pictures a class: {Spread.of(list(self.per_class.values()))}"] if self.per_class else []),
-            f"bytes a picture: {self.file_bytes}; {self.total_bytes} in all",
-            f"decoded: {self.n_decoded} of {self.n_pictures} pictures, {len(self.undecodable)} cannot be decoded",
+            *([f"{self.things} a class: {Spread.of(list(self.per_class.values()))}"] if self.per_class else []),
+            f"bytes a {thing}: {self.file_bytes}; {self.total_bytes} in all",
+            f"decoded: {self.n_decoded} of {self.n_pictures} {self.things}, {len(self.undecodable)} cannot be decoded",
         ]
         if self.widths and self.heights:
             lines += [f"width: {self.widths}", f"height: {self.heights}"]
         lines += [f"CANNOT BE DECODED {message}" for message in self.undecodable]
-        lines += [f"same pixels: {', '.join(names)}" for names in self.duplicates[:20]]
+        lines += [f"{same}: {', '.join(names)}" for names in self.duplicates[:20]]
         if len(self.duplicates) > 20:
-            lines.append(f"same pixels: {len(self.duplicates) - 20} groups more")
+            lines.append(f"{same}: {len(self.duplicates) - 20} groups more")
         if self.repeated:
             lines.append(f"captions that stand more than once: {self.repeated}")
         lines += [f"captions {odd.what}: {odd.count}, such as {odd.example!r}" for odd in self.odd]
@@ -122,6 +125,7 @@ def check(data: CaptionData | ImageData, *, decode: bool = True) -> CheckReport:
     return CheckReport(
         name=data.name,
         fingerprint=data.fingerprint,
+        things="sounds" if isinstance(data.pictures, Sounds) else "pictures",
         n_pictures=count,
         n_items=len(captions),
         n_captions=len(texts),
