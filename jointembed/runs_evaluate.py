@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,17 @@ def run_recipe(run: Path, test: Block | None = None) -> Recipe:
     recipe = load_recipe(run / "recipe.yaml")
     if test is None:
         return check(recipe)
-    try:
+    with _called_data():
         return check(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test=test)))
+
+
+@contextmanager
+def _called_data(asked: bool = True) -> Iterator[None]:
+    """Errors name `--data` where they would name the recipe's test data, in whose place it stands."""
+    try:
+        yield
     except RecipeError as error:
-        raise RecipeError(str(error).replace("data.test", "--data", 1)) from None
+        raise RecipeError(str(error).replace("data.test", "--data", 1) if asked else str(error)) from None
 
 
 def run_model(run: Path) -> JointEmbedding:
@@ -87,7 +95,8 @@ def evaluate_features(run: Path, split: str, other: Block | None = None) -> dict
     model = run_model(run)
     if recipe.objective["name"] == "supervised":
         model.objective = _classifier_of(run).to(model.device)
-    train, test = dataset(recipe, "train"), dataset(recipe, split)
+    with _called_data(other is not None):
+        train, test = dataset(recipe, "train"), dataset(recipe, split)
     assert isinstance(train, ImageData) and isinstance(test, ImageData)  # check() saw to it
     check_classes({"train": train, split: test})
     numbers = judge_features(recipe, model, train, test, precision_of(recipe, model.device))
@@ -147,7 +156,8 @@ def evaluate_run(
     protocol = protocol or recipe.evaluation.protocol
     _check_protocol(protocol)
     model = run_model(run)
-    data = caption_data(recipe, split)
+    with _called_data(other is not None):
+        data = caption_data(recipe, split)
     precision = precision_of(recipe, model.device)
     frozen = FrozenRows(recipe, model)
     embeddings = embed_captions(

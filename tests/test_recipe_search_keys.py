@@ -172,6 +172,9 @@ def test_a_run_is_judged_on_other_data_without_being_trained_again(tiny_recipe: 
     other = runs_evaluate.evaluate_run(tmp_path / "run", "validation", other=recipe.data.test)
     assert other.record["metrics"] == split.record["metrics"] and other.record["split"] is None
     assert other.folder.name == f"on-{other.data.name}-full" and split.folder.name == "test-full"
+    with pytest.raises(RecipeError, match="--data.images: .*NOT_SET"):
+        unset = {"name": "coco_captions", "images": "${NOT_SET}/a", "annotations": "b.json"}
+        runs_evaluate.evaluate_run(tmp_path / "run", "test", other=unset)
     emoji = {"name": "emoji", "split": "val", "renderings": ["noto"]}
     found = runs_evaluate.evaluate_run(tmp_path / "run", "test", other=emoji, correct="csls")
     assert found.folder.name == "on-emoji-val-noto-full-csls" and found.record["n_images"] == 100
