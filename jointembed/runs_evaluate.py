@@ -72,7 +72,9 @@ def _called_data(asked: bool = True) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        raise RecipeError(str(error).replace("data.test", "--data", 1) if asked else str(error)) from None
+        if not asked:
+            raise
+        raise RecipeError(str(error).replace("data.test", "--data", 1)) from None
 
 
 def run_model(run: Path) -> JointEmbedding:
