@@ -45,6 +45,7 @@ from jointembed.evaluation.protocols import PROTOCOLS
 from jointembed.inference.card import model_card
 from jointembed.inference.embed import (
     Precision,
+    RetrievalEmbeddings,
     embed_captions,
     embed_epoch,
     embed_pictures,
@@ -250,10 +251,10 @@ def _validator(
         shared: dict[str, Any] = {
             "batch": options.batch, "precision": precision, "workers": recipe.loader.workers,
         }  # fmt: skip
-        if options.centre:
-            set_centres(model, train, seed=recipe.seed, **rows["train"], **shared)
+        known = {"seed": recipe.seed, **rows["train"], **shared}
+        centred = set_centres(model, train, **known) if options.centre else None
+        correct = fitted_correction(options.correct, lambda: centred or embed_sample(model, train, **known))
         found = embed_captions(model, validation, **rows["validation"], **shared)
-        correct = fitted_correction(recipe, options.correct, model, lambda: (train, rows["train"]), precision)
         return PROTOCOLS[options.protocol](
             found.image, found.text, validation.item, validation.text_item, picture_ids=validation.picture_ids,
             correct=correct,
@@ -266,26 +267,11 @@ def _validator(
     return retrieval if isinstance(validation, CaptionData) else features
 
 
-def fitted_correction(
-    recipe: Recipe,
-    given: str | Block | None,
-    model: JointEmbedding,
-    train: Callable[[], tuple[CaptionData, Mapping[str, Any]]],
-    precision: Precision,
-) -> Correction | None:
-    """The correction of that name or block, fitted, where it needs it, to a sample of the training data."""
+def fitted_correction(given: str | Block | None, sample: Callable[[], RetrievalEmbeddings]) -> Correction | None:
+    """The correction of that name or block, fitted, where it needs it, to a sample of training embeddings."""
     correction = make_correction(check_correction(given))
     if correction is not None and correction.needs_train:
-        data, cached = train()  # and what is cached of it
-        rows = embed_sample(
-            model,
-            data,
-            seed=recipe.seed,
-            batch=recipe.evaluation.batch,
-            precision=precision,
-            workers=recipe.loader.workers,
-            **cached,
-        )
+        rows = sample()
         correction.fit(rows.image, rows.text)
     return correction
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from jointembed.inference.card import model_card
 from jointembed.inference.embed import (
     RetrievalEmbeddings,
     embed_captions,
+    embed_sample,
 )
 from jointembed.model import JointEmbedding
 from jointembed.objectives.supervised import Supervised
@@ -162,22 +163,18 @@ def evaluate_run(
         data = caption_data(recipe, split)
     precision = precision_of(recipe, model.device)
     frozen = FrozenRows(recipe, model)
-    embeddings = embed_captions(
-        model,
-        data,
-        batch=recipe.evaluation.batch,
-        precision=precision,
-        workers=recipe.loader.workers,
-        **frozen.rows(data),
-    )
+    shared: dict[str, Any] = {
+        "batch": recipe.evaluation.batch, "precision": precision, "workers": recipe.loader.workers,
+    }  # fmt: skip
+    embeddings = embed_captions(model, data, **shared | frozen.rows(data))
 
-    def train() -> tuple[CaptionData, Mapping[str, Any]]:
-        known = caption_data(recipe, "train")
-        return known, frozen.rows(known)
+    def sample() -> RetrievalEmbeddings:
+        train = caption_data(recipe, "train")
+        return embed_sample(model, train, seed=recipe.seed, **shared | frozen.rows(train))
 
     found = PROTOCOLS[protocol](
         embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids,
-        correct=fitted_correction(recipe, correction, model, train, precision),
+        correct=fitted_correction(correction, sample),
     )  # fmt: skip
     name = correction_name(correction)
     place = split if other is None else other_name(data.name)

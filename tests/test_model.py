@@ -22,7 +22,7 @@ from transformers import BertConfig, BertModel
 from jointembed import build
 from jointembed.errors import DataError, JointEmbedError, RecipeError, WeightsError
 from jointembed.inference import frozen
-from jointembed.inference.embed import embed_captions, set_centres
+from jointembed.inference.embed import embed_captions, embed_sample, set_centres
 from jointembed.inference.frozen import cached_rows
 from jointembed.model import JointEmbedding
 
@@ -365,8 +365,10 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_centres_are_the_means_of_the_vectors(model: JointEmbedding, tiny_recipe: Callable) -> None:
     data = build.caption_data(tiny_recipe(), "train")
-    set_centres(model, data, seed=0)
+    centred = set_centres(model, data, seed=0)
     found = embed_captions(model, data, batch=5)
+    again = embed_sample(model, data, seed=0)
+    assert torch.equal(again.image, centred.image) and torch.equal(again.text, centred.text)
     assert found.image.mean(dim=0).abs().max() < 1e-5 and found.text.mean(dim=0).abs().max() < 1e-5
     assert found.image.shape == (12, 16) and found.text.shape == (24, 16)
     centre = model.get_buffer("centre_image").clone()
