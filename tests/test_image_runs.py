@@ -93,8 +93,8 @@ def test_a_supervised_run_keeps_its_classifier(make: Make, tmp_path: Path, more:
     recipe = make(
         *more,
         "objective={name: supervised, classes: 2}", "views={image: net}", "branches.net.expander.widths=[]",
-        "data.image={name: crop, size: 16}", "evaluation.evaluators=[{name: classifier}, {name: knn, k: [3]}]",
-        "evaluation.select=knn3_top1",
+        "data.image={name: crop, size: 16}", "evaluation.select=knn3_top1",
+        "evaluation.evaluators=[{name: classifier}, {name: knn, k: [3]}, {name: logistic, l2: 0.1}]",
     )  # fmt: skip
     run = tmp_path / "run"
     runs.train(recipe, run)
@@ -102,6 +102,7 @@ def test_a_supervised_run_keeps_its_classifier(make: Make, tmp_path: Path, more:
     best = max((line for line in lines if line["kind"] == "validation"), key=lambda line: line["knn3_top1"])
     found = runs_evaluate.evaluate_features(run, "validation")["metrics"]
     assert found["classifier_top1"] == pytest.approx(best["classifier_top1"])
+    assert found["logistic_top1"] == pytest.approx(best["logistic_top1"]) and found["logistic_top1"] > 50
     (run / "model" / "classifier.safetensors").write_bytes(b"\x80\x04")
     with pytest.raises(WeightsError, match=r"classifier.safetensors: the classifier cannot be read"):
         runs_evaluate.evaluate_features(run, "validation")
@@ -195,6 +196,7 @@ def test_the_target_follows_and_survives_a_resume(make: Make, tmp_path: Path) ->
     [
         ("views={view1: net, view3: net}", "views.view3: the data gives no such view; did you mean 'view"),
         ("evaluation.evaluators=[{name: retrieval}]", "evaluation.evaluators.0: retrieval does not fit"),
+        ("evaluation.evaluators=[{name: logistic, l2: 0}]", "logistic: l2 is 0"),
         ("evaluation.evaluators=[]", "evaluation.evaluators: the list is empty"),
         ("evaluation.views=[left]", "evaluation.views: no view 'left'"),
         ("data.image_evaluation=null", "data.image_evaluation: missing"),

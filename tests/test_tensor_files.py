@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from tiny_detection import TINY_DETECTION
 
 from jointembed import runs, runs_evaluate
-from jointembed.evaluation.features import FeatureFile, write_features
 from jointembed.inference.detect import make_detector, save_detector
 from jointembed.inference.export import export_model
 from jointembed.inference.index_build import build_index
@@ -53,13 +52,12 @@ def test_all_that_is_written_follows_the_umask(tiny_recipe: Callable, tmp_path: 
     embed_worker(made / "run", str(data), made / "embeddings", Settings(), shard_size=8).run(0, 1)
     build_index(made / "embeddings", made / "index")
     export_model(made / "run", made / "exported", branch="text")
-    write_features(made / "features.safetensors", FeatureFile(torch.randn(3, 2)))
     blocks = yaml.safe_load(TINY_DETECTION)
     config = {"encoder": blocks["encoder"], "detector": blocks["detector"], "categories": ["red"]}
     save_detector(make_detector(config), made / "detector", config, "# a card")
     written = [path for folder in (made, tmp_path / "cache") for path in folder.rglob("*") if path.is_file()]
     kinds = {path.parent.name for path in written if path.suffix == ".safetensors"}
-    assert {"step-4", "model", "index", "made", "detector", "cache"} <= kinds, kinds
+    assert {"step-4", "model", "index", "detector", "cache"} <= kinds, kinds
     assert len([path for path in written if path.parent.name == "cache"]) >= 2  # representations and tokens
     assert {path.relative_to(tmp_path): oct(mode_of(path)) for path in written if mode_of(path) != mode} == {}
 

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from jointembed.errors import EvaluationError
+from jointembed.errors import EvaluationError, RecipeError
 from jointembed.evaluation.accuracy import accuracies, true_ranks
 from jointembed.evaluation.knn import knn_accuracy
-from jointembed.evaluation.linear_probe import fast_probe
+from jointembed.evaluation.linear_probe import fast_probe, logistic_probe
 from jointembed.objectives.statistics import mean_absolute_correlation, rankme, std_per_dimension
 
 # the other numbers are the better the higher they are, so that the highest value may pick the model
@@ -62,6 +62,27 @@ class Linear:
         return fast_probe(*_labelled(train), *_labelled(test))
 
 
+class Logistic:
+    """Logistic regression on cached features, at its optimum; see `evaluation.linear_probe.fit_logistic`.
+
+    Args:
+        l2: of the weights; scikit-learn's C is 1 / (l2 N).
+    """
+
+    numbers = ("logistic_top1", "logistic_top5")
+    needs_train = True
+
+    def __init__(self, *, l2: float = 1e-3) -> None:
+        """See the class. Raises RecipeError for an L2 of 0 or below."""
+        if not l2 > 0:
+            raise RecipeError(f"evaluation.evaluators: logistic: l2 is {l2}; expected a number above 0")
+        self.l2 = l2
+
+    def __call__(self, train: Features | None, test: Features) -> dict[str, float]:
+        """Accuracies in percent. Raises EvaluationError where the optimum was not reached."""
+        return logistic_probe(*_labelled(train), *_labelled(test), l2=self.l2)
+
+
 class Classifier:
     """The classifier that a supervised objective trained: a linear evaluation, or fine-tuning, by the loop."""
 
@@ -103,5 +124,5 @@ def _spread(rows: Tensor, prefix: str) -> dict[str, float]:
 
 def _labelled(features: Features | None) -> tuple[Tensor, Tensor]:
     if features is None or features.label is None:
-        raise EvaluationError("this data set has no labels; take knn and linear out of evaluation.evaluators")
+        raise EvaluationError("this data set has no labels; take knn, linear and logistic out of evaluation.evaluators")
     return features.rows, features.label

@@ -254,15 +254,16 @@ def _gradient(x: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 # -- converged --------------------------------------------------------------------------------------------------------
 
 
-def probe_lbfgs(
+def logistic_probe(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, l2: float, max_steps: int = 2000
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent, `lbfgs_top1` and `lbfgs_top5`; see `fit_lbfgs`."""
+    """Top-1 and top-5 accuracy in percent, `logistic_top1` and `logistic_top5`; see `fit_logistic`."""
     classes = _check(train, train_labels, test, test_labels)
-    return fit_lbfgs(train, train_labels, classes, l2=l2, max_steps=max_steps).accuracies("lbfgs", test, test_labels)
+    classifier = fit_logistic(train, train_labels, classes, l2=l2, max_steps=max_steps)
+    return classifier.accuracies("logistic", test, test_labels)
 
 
-def fit_lbfgs(
+def fit_logistic(
     train: Tensor, train_labels: Tensor, classes: int, *, l2: float, max_steps: int = 2000, tolerance: float = 1e-6
 ) -> LinearClassifier:
     """Multinomial logistic regression at its optimum: mean cross-entropy + l2 / 2 ||weight||^2, the bias free.

@@ -19,8 +19,8 @@ from jointembed.evaluation.linear_probe import (
     _sgd,
     fast_probe,
     fit_fast,
-    fit_lbfgs,
-    probe_lbfgs,
+    fit_logistic,
+    logistic_probe,
     protocol_probe,
 )
 
@@ -49,10 +49,10 @@ def test_converged_is_scikit_learns_optimum(seed: int, l2: float) -> None:
     test, test_label = clusters(1000, 7, 20, seed + 50)
     test = test * 3 + 10
     right = sklearn_right(train, label, test, test_label, l2)
-    found = probe_lbfgs(train, label, test, test_label, l2=l2)
-    assert found["lbfgs_top1"] == pytest.approx(100 * right.mean(), abs=0.5)
-    assert found["lbfgs_top5"] >= found["lbfgs_top1"]
-    classifier = fit_lbfgs(train, label, 7, l2=l2)
+    found = logistic_probe(train, label, test, test_label, l2=l2)
+    assert found["logistic_top1"] == pytest.approx(100 * right.mean(), abs=0.5)
+    assert found["logistic_top5"] >= found["logistic_top1"]
+    classifier = fit_logistic(train, label, 7, l2=l2)
     x = classifier.weight.requires_grad_(), classifier.bias.requires_grad_()
     loss = functional.cross_entropy(train.double() @ x[0] + x[1], label) + 0.5 * l2 * x[0].square().sum()
     assert all(float(one.abs().max()) < 1e-4 for one in torch.autograd.grad(loss, x))
@@ -60,9 +60,9 @@ def test_converged_is_scikit_learns_optimum(seed: int, l2: float) -> None:
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     train, label = clusters(200, 5, 8, 0)
-    whole = fit_lbfgs(train, label, 5, l2=0.01)
+    whole = fit_logistic(train, label, 5, l2=0.01)
     monkeypatch.setattr("jointembed.evaluation.linear_probe._AT_ONCE", 8 * 30)
-    parts = fit_lbfgs(train, label, 5, l2=0.01)
+    parts = fit_logistic(train, label, 5, l2=0.01)
     assert torch.allclose(whole.weight, parts.weight, atol=1e-3)
     assert torch.allclose(whole(train), parts(train), atol=1e-3)
 
@@ -70,9 +70,9 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_converge_is_no_number() -> None:
     train, label = clusters(100, 3, 5, 0)
     with pytest.raises(EvaluationError, match="did not converge in 2 steps at l2 1e-06"):
-        probe_lbfgs(train, label, train, label, l2=1e-6, max_steps=2)
+        logistic_probe(train, label, train, label, l2=1e-6, max_steps=2)
     with pytest.raises(EvaluationError, match="l2 is 0"):
-        probe_lbfgs(train, label, train, label, l2=0)
+        logistic_probe(train, label, train, label, l2=0)
 
 
 @pytest.mark.data
@@ -85,8 +85,8 @@ def test_converged_is_within_half_a_point_on_cifar10(data_folder: Path) -> None:
         small = [np.asarray(data.pictures.open(n).resize((8, 8), 4), dtype=np.float32).ravel() for n in picked]
         rows[split] = torch.from_numpy(np.stack(small) / 255), torch.from_numpy(data.labels[list(picked)])
     right = sklearn_right(*rows["train"], *rows["test"], l2=1e-3)
-    found = probe_lbfgs(*rows["train"], *rows["test"], l2=1e-3)
-    assert found["lbfgs_top1"] == pytest.approx(100 * right.mean(), abs=0.5) and found["lbfgs_top1"] > 30
+    found = logistic_probe(*rows["train"], *rows["test"], l2=1e-3)
+    assert found["logistic_top1"] == pytest.approx(100 * right.mean(), abs=0.5) and found["logistic_top1"] > 30
 
 
 # SGD
@@ -118,7 +118,9 @@ def test_a_fast_probe_comes_near_the_optimum() -> None:
     test, test_label = clusters(2000, 5, 16, 1)
     for scale, shift in ((1.0, 0.0), (100.0, 30.0), (1e-3, 0.01)):
         found = fast_probe(train * scale + shift, label, test * scale + shift, test_label)
-        best = max(probe_lbfgs(train, label, test, test_label, l2=l2)["lbfgs_top1"] for l2 in (1e-4, 1e-3, 1e-2, 1e-1))
+        best = max(
+            logistic_probe(train, label, test, test_label, l2=l2)["logistic_top1"] for l2 in (1e-4, 1e-3, 1e-2, 1e-1)
+        )
         assert found["linear_top1"] > best - 1.5
         assert set(found) == {"linear_top1", "linear_top5", "linear_lr", "linear_l2"}
     again = fast_probe(train, label, test, test_label)
@@ -170,7 +172,7 @@ def test_protocols() -> None:
     test, test_label = clusters(300, 3, 16, 1, spread=1.0)
     found = protocol_probe(train, label, test, test_label)
     assert found["protocol_top1"] == pytest.approx(
-        probe_lbfgs(train, label, test, test_label, l2=1e-3)["lbfgs_top1"], abs=2
+        logistic_probe(train, label, test, test_label, l2=1e-3)["logistic_top1"], abs=2
     )
     with pytest.raises(EvaluationError, match="diverged at learning rate 1e"):
         protocol_probe(train, label, test, test_label, protocol=ProbeProtocol(lr=1e30, epochs=9, weight_decay=1e30))
@@ -189,11 +191,11 @@ def test_misfits_are_refused() -> None:
     bad = train.clone()
     bad[3, 0] = float("nan")
     with pytest.raises(EvaluationError, match="train features: row 3"):
-        probe_lbfgs(bad, label, train, label, l2=0.1)
+        logistic_probe(bad, label, train, label, l2=0.1)
 
 
 def test_a_label_that_train_lacks_is_never_right() -> None:
     train, label = clusters(60, 3, 4, 0)
-    found = probe_lbfgs(train, label, train, torch.full_like(label, 9), l2=0.1)
-    assert found["lbfgs_top1"] == 0
+    found = logistic_probe(train, label, train, torch.full_like(label, 9), l2=0.1)
+    assert found["logistic_top1"] == 0
     assert true_ranks(LinearClassifier(torch.zeros(4, 3), torch.zeros(3))(train), label).max() <= 2

@@ -27,7 +27,6 @@ from jointembed.data.hub import caption_dataset
 from jointembed.data.pictures import open_picture
 from jointembed.data.tokens import pretrained
 from jointembed.errors import JointEmbedError
-from jointembed.evaluation.features import read_features
 from jointembed.evaluation.files import load_ranks, read_embeddings
 from jointembed.evaluation.parts import EmbeddingParts
 from jointembed.inference.detect import load_detector
@@ -253,7 +252,6 @@ FILES: dict[str, Callable[[Path, bytes], object]] = {
     "embeddings npz": file("e.npz", read_embeddings),
     "embeddings safetensors": file("e.safetensors", read_embeddings),
     "ranks npz": file("ranks.npz", load_ranks),
-    "features safetensors": file("f.safetensors", read_features),
     "cache of tokens": cache("tokens-*.safetensors"),
     "cache of a run's representations": cache("[!t]*.safetensors"),
     "cache of representations": frozen_rows,
