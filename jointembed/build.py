@@ -34,6 +34,7 @@ from jointembed.objectives.members import PerMember
 from jointembed.objectives.objective import Objective
 from jointembed.objectives.ramped import Ramp, Ramped
 from jointembed.objectives.regularized import Regularized
+from jointembed.objectives.wrapped import innermost, looks_at_all
 from jointembed.optim import OPTIMIZERS, SCHEDULES
 from jointembed.optim.groups import parameter_groups
 from jointembed.recipe import (
@@ -157,6 +158,14 @@ def _check_views(recipe: Recipe) -> None:
     objective = make_objective(recipe)
     objective.check_views(recipe.views)
     objective.check_branches(recipe.views)
+    if looks_at_all(objective):  # at the pictures, each once, by the branch of the first view
+        name = type(innermost(objective)).__name__
+        if has_captions(recipe.data) and recipe.data.captions == "all":
+            raise RecipeError(
+                f"data.captions: {name} clusters pictures, and a sample of `all` is a caption; try random"
+            )
+        if next(iter(recipe.views)) in texts:
+            raise RecipeError(f"views: {name} clusters pictures by the first view; name a view of pictures first")
 
 
 def _check_evaluation(recipe: Recipe) -> EvaluationRecipe:
@@ -314,7 +323,10 @@ def make_objective(recipe: Recipe) -> Objective:
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise RecipeError(f"branches: all need equally many members, each is compared with its kin, found {found}")
-    return _objective(recipe) if members == 1 else PerMember(lambda: _objective(recipe), members)
+    if members == 1:
+        return _objective(recipe)
+    shared = [view for view, branch in recipe.views.items() if recipe.branches[branch].train != "all"]
+    return PerMember(lambda: _objective(recipe), members, shared=shared)
 
 
 def _objective(recipe: Recipe) -> Objective:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import Module, Parameter
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointembed.errors import JointEmbedError, RankError
 
@@ -186,16 +187,27 @@ def shard(core: Module, units: Iterable[Module]) -> None:
     if world() == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     mesh = init_device_mesh(_device().type, (world(),))
     for unit in (*units, core):
         fully_shard(unit, mesh=mesh)
+    # else a unit that runs before `core` does (micro-batches, the start of an epoch) would take itself for the root
+    cast(FSDPModule, core)._get_fsdp_state()._lazy_init()
 
 
 @contextmanager
-def unsharded(core: Module) -> Iterator[None]:
-    """All parameters whole on every rank, so that ranks may run forward passes without one another (evaluation)."""
+def unsharded(core: Module, written: Module | None = None) -> Iterator[None]:
+    """The same model, whole, on every rank, so that ranks may run forward passes without one another (evaluation).
+
+    Running statistics of batch norm that each rank kept by itself become those of rank 0, which are saved.
+
+    Args:
+        core: a module.
+        written: a part of it whose parameters may be written to meanwhile, alike on all ranks; what is written to
+            others that are in shards is lost.
+    """
+    share_running_statistics(core)
     units = sharded_units(core)
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -203,9 +215,26 @@ def unsharded(core: Module) -> Iterator[None]:
     try:
         yield
     finally:
+        changed = dict(written.named_parameters()) if units and written is not None else {}
+        values = {name: parameter.detach().clone() for name, parameter in changed.items()}
         for unit in units:
             unit.set_reshard_after_forward(True, recurse=False)
             unit.reshard()
+        if written is not None and values:
+            own = dict(written.named_parameters())
+            with torch.no_grad():
+                for name, tensor in spread(values, own).items():
+                    own[name].copy_(tensor)
+
+
+def share_running_statistics(core: Module) -> None:
+    """Rank 0's running statistics of batch norm on every rank; they differ where each rank normalises by itself."""
+    if world() == 1:
+        return
+    for module in core.modules():
+        if isinstance(module, _BatchNorm):
+            for buffer in module.buffers(recurse=False):
+                distributed.broadcast(buffer, 0)
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

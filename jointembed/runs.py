@@ -54,9 +54,8 @@ from jointembed.inference.embed import (
 )
 from jointembed.layers import convert_batch_norm
 from jointembed.model import JointEmbedding, from_config
-from jointembed.objectives.objective import Objective
 from jointembed.objectives.supervised import Supervised
-from jointembed.objectives.wrapped import innermost
+from jointembed.objectives.wrapped import innermost, looks_at_all
 from jointembed.optim import SCHEDULES
 from jointembed.recipe import Block, Recipe, dump_recipe, recipe_tree
 from jointembed.tensor_files import save_tensors
@@ -207,8 +206,7 @@ def _online_probe(data: Data, model: JointEmbedding) -> OnlineProbe:
 
 def _epoch_embedder(recipe: Recipe, model: JointEmbedding, data: Data, precision: Precision) -> Any:
     """What `start_epoch` may call; None for an objective that does not look at the whole training set."""
-    objective = innermost(model.objective)
-    if objective is None or type(objective).start_epoch is Objective.start_epoch:
+    if not looks_at_all(model.objective):
         return None
     return partial(
         embed_epoch,

@@ -133,6 +133,11 @@ def test_a_run_on_kept_views_trains(tiny_recipe: Callable, tmp_path: Path) -> No
         (["evaluation.correct={name: csls, n: 3}"], "evaluation.correct.n: csls has no such argument"),
         (["branches.text.encoder.bag=both"], "branches.text.encoder.bag"),
         (["views={image: text, text: image}"], "views.image: the encoder of branch 'text' is for text, .* is image"),
+        (["objective={name: deepcluster_v2}", "data.captions=all"], "data.captions: DeepClusterV2 clusters pictures"),
+        (
+            ["objective={name: deepcluster_v2}", "data.captions=random", "views={text: text, image: image}"],
+            "views: DeepClusterV2 clusters",
+        ),
         (["data.test={name: image_folder, path: x}"], "data.test: image_folder gives no captions, unlike data.train"),
     ],
 )

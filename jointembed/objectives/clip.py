@@ -62,7 +62,8 @@ class CLIP(PairObjective):
             )
         self.temperature = None if learn_temperature else temperature  # no coefficient of a ramp where it is learned
         self.log_limit = math.log(max_scale)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learn_temperature else None
+        start = min(-math.log(temperature), self.log_limit)
+        self.log_scale = nn.Parameter(torch.tensor([start])) if learn_temperature else None  # shards take no scalar
 
     def forward(
         self,
@@ -77,8 +78,12 @@ class CLIP(PairObjective):
         if self.log_scale is None:
             assert self.temperature is not None
             return named(clip_loss(a, b, temperature=self.temperature, item=item), online)
-        with torch.no_grad():  # on the parameter itself: past a limit inside the graph its gradient would be 0 for good
-            self.log_scale.clamp_(max=self.log_limit)
-        temperature = torch.exp(-self.log_scale)
+        temperature = torch.exp(-self.log_scale).squeeze(0)
         terms = named(clip_loss(a, b, temperature=temperature, item=item), online)
         return terms | {"temperature": temperature.detach()}
+
+    def end_step(self, progress: float) -> None:
+        """Keep the limit, on the parameter itself: past a limit inside the graph its gradient would be 0 for good."""
+        if self.log_scale is not None:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=self.log_limit)

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
+import torch
 from torch import Tensor, nn
 
+from jointembed.distributed import gather_without_grad
 from jointembed.errors import RecipeError
 from jointembed.layers import Embedding
 from jointembed.objectives.contrast import Partition, info_nce, nce, scores
@@ -67,6 +69,7 @@ class CMC(PairObjective):
     """
 
     banks: nn.ModuleList
+    items: Tensor  # (samples,) int64 picture of each sample, no negative of its own; -1 until it was seen
 
     def __init__(
         self, *, loss: Loss = "nce", negatives: int = 16384, temperature: float = 0.07, momentum: float = 0.5
@@ -80,6 +83,7 @@ class CMC(PairObjective):
                 "objective: temperature and negatives must be positive, momentum at least 0 and below 1, "
                 f"found {temperature}, {negatives} and {momentum}"
             )
+        self._held: tuple[Tensor, Tensor] | None = None
         self.negatives, self.temperature, self.momentum_of_bank = negatives, temperature, momentum
         self.partitions = nn.ModuleList([Partition(), Partition()] if loss == "nce" else [])
 
@@ -87,6 +91,7 @@ class CMC(PairObjective):
         """Make the memories. Raises RecipeError if the embeddings differ in width."""
         width = embedding_width(views)
         self.banks = nn.ModuleList([Bank(samples, width, momentum=self.momentum_of_bank) for _ in views])
+        self.register_buffer("items", torch.full((samples,), -1))
 
     def forward(
         self,
@@ -100,6 +105,8 @@ class CMC(PairObjective):
         a, b = self.pair(online)
         if index is None:
             raise BatchError("CMC needs the numbers of the samples (index)")
+        item = index if item is None else item
+        self._held = index, item
         first, second = cast(list[Bank], self.banks)
         drawn = first.draw(self.negatives)
         first.hold(index, a)
@@ -110,7 +117,7 @@ class CMC(PairObjective):
             (first.rows[index], second.rows[index]),
             (first.rows[drawn], second.rows[drawn]),
             temperature=self.temperature,
-            left_out=drawn == index[:, None],
+            left_out=(drawn == index[:, None]) | (self.items[drawn] == item[:, None]),
             partitions=cast(list[Partition], self.partitions) or None,
         )
         return named(terms, online)
@@ -124,3 +131,7 @@ class CMC(PairObjective):
         """Move the memories."""
         for part in cast(list[Bank | Partition], [*self.banks, *self.partitions]):
             part.commit()
+        if self._held is not None:
+            index, item = (gather_without_grad(numbers) for numbers in self._held)
+            self.items[index] = item
+            self._held = None

@@ -9,7 +9,7 @@ from jointembed.errors import RecipeError
 from jointembed.layers import Embedding
 from jointembed.objectives.clip import clip_loss
 from jointembed.objectives.objective import Objective, Pairs, check_pairs, paired
-from jointembed.objectives.wrapped import Wrapped
+from jointembed.objectives.wrapped import Wrapped, innermost
 
 
 class Contrasted(Wrapped):
@@ -37,10 +37,16 @@ class Contrasted(Wrapped):
 
     def check_views(self, views: Iterable[str]) -> None:
         """Raise RecipeError if there are fewer than two views, or a name in `pairs` is none of them."""
-        names = list(views)
-        self.objective.check_views(names)
+        views = list(views)
+        self.objective.check_views(views)
+        names = self.objective.online_views(views)
         if len(names) < 2:
-            raise RecipeError(f"contrast: it compares 2 views or more, found {', '.join(names) or 'none'}")
+            raise RecipeError(
+                f"contrast: it compares 2 views or more that the branches embed, found {', '.join(names) or 'none'} "
+                f"({type(innermost(self.objective)).__name__})"
+            )
+        if "patches" in names:
+            raise RecipeError("contrast: it compares embeddings of whole views, and patches have one each")
         check_pairs(self.pairs, "contrast.pairs", names)
 
     def forward(

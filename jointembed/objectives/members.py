@@ -1,6 +1,6 @@
 """One objective for each member of a branch: an ensemble that trains in one run, without terms between its members."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,16 +20,19 @@ class PerMember(Wrapped):
 
     Args:
         make: a new objective.
-        count: of members; h and z are theirs side by side.
+        count: of members; z is theirs side by side, and so is h.
+        shared: views whose members share an encoder, so that h is one for all of them.
 
     Raises:
         RecipeError: an objective of feature maps, which members do not give; one of labels, whose classifiers could not
             be published as one.
     """
 
-    def __init__(self, make: Callable[[], Objective], count: int) -> None:
+    def __init__(self, make: Callable[[], Objective], count: int, *, shared: Collection[str] = ()) -> None:
         """See the class."""
         super().__init__(make())
+        self.shared = frozenset(shared)
+        self._first = ""  # the view whose pictures `start_epoch` embeds
         self.others = nn.ModuleList([make() for _ in range(count - 1)])
         self.couples_samples = self.objective.couples_samples
         self.constant_lr += tuple(
@@ -45,9 +48,13 @@ class PerMember(Wrapped):
         """Those of all members; the first answers for what all have in common."""
         return [self.objective, *cast(list[Objective], list(self.others))]
 
+    def _of_each(self, view: str, h: Tensor) -> Sequence[Tensor]:
+        count = len(self.objectives)
+        return [h] * count if view in self.shared else h.chunk(count, -1)
+
     def _parts(self, views: Mapping[str, Embedding]) -> list[dict[str, Embedding]]:
         count = len(self.objectives)
-        parts = {view: (one.h.chunk(count, -1), one.z.chunk(count, -1)) for view, one in views.items()}
+        parts = {view: (self._of_each(view, one.h), one.z.chunk(count, -1)) for view, one in views.items()}
         return [{view: Embedding(h[k], z[k]) for view, (h, z) in parts.items()} for k in range(count)]
 
     def forward(
@@ -69,7 +76,11 @@ class PerMember(Wrapped):
     def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
         """Attach each objective to the widths of one member."""
         count = len(self.objectives)
-        shapes = {view: ViewShape(one.branch, one.h // count, one.z // count) for view, one in views.items()}
+        shapes = {
+            view: ViewShape(one.branch, one.h if view in self.shared else one.h // count, one.z // count)
+            for view, one in views.items()
+        }
+        self._first = next(iter(views))
         for objective in self.objectives:
             objective.attach(shapes, samples)
 
@@ -80,7 +91,8 @@ class PerMember(Wrapped):
 
             def part(number: int = number) -> EpochEmbeddings:
                 rows = embed()
-                return EpochEmbeddings(rows.index, rows.h.chunk(count, -1)[number], rows.z.chunk(count, -1)[number])
+                h, z = self._of_each(self._first, rows.h), rows.z.chunk(count, -1)
+                return EpochEmbeddings(rows.index, h[number], z[number])
 
             objective.start_epoch(epoch, part)
 

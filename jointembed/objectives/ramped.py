@@ -10,6 +10,8 @@ from jointembed.errors import RecipeError
 from jointembed.objectives.objective import Objective
 from jointembed.objectives.wrapped import Wrapped
 
+_DIVISORS = ("temperature", "epsilon")  # coefficients that something is divided by
+
 
 class Ramp(NamedTuple):
     """A factor that is `start` up to the share `begin` of a run, 1 from `end` on, and linear between them."""
@@ -49,6 +51,8 @@ class Ramped(Wrapped):
         for name, ramp in self.ramps.items():
             if ramp.start < 0 or not 0 <= ramp.begin < ramp.end <= 1:
                 raise RecipeError(f"ramp.{name}: expected start >= 0 and 0 <= begin < end <= 1, found {ramp}")
+            if ramp.start == 0 and name in _DIVISORS:
+                raise RecipeError(f"ramp.{name}.start: scores are divided by it; expected a number above 0")
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         self._apply_ramps()
 

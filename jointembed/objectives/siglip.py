@@ -61,8 +61,8 @@ class SigLIP(PairObjective):
         super().__init__()
         if temperature <= 0:
             raise RecipeError(f"objective.temperature: a positive number expected, found {temperature}")
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-        self.bias = nn.Parameter(torch.tensor(bias))
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # a scalar cannot be put in shards
+        self.bias = nn.Parameter(torch.tensor([bias]))
 
     def forward(
         self,
@@ -74,6 +74,6 @@ class SigLIP(PairObjective):
     ) -> dict[str, Tensor]:
         """Terms of `siglip_loss`, and the learned `temperature` and `bias`."""
         a, b = self.pair(online)
-        temperature = torch.exp(-self.log_scale)
-        terms = siglip_loss(a, b, temperature=temperature, bias=self.bias, item=item)
-        return terms | {"temperature": temperature.detach(), "bias": self.bias.detach().clone()}
+        temperature, bias = torch.exp(-self.log_scale).squeeze(0), self.bias.squeeze(0)
+        terms = siglip_loss(a, b, temperature=temperature, bias=bias, item=item)
+        return terms | {"temperature": temperature.detach(), "bias": bias.detach().clone()}

@@ -67,6 +67,12 @@ class Wrapped(Objective):
         self.objective.end_step(progress)
 
 
+def looks_at_all(objective: Objective | None) -> bool:
+    """Whether the objective looks at the whole training set when an epoch starts."""
+    found = innermost(objective)
+    return found is not None and type(found).start_epoch is not Objective.start_epoch
+
+
 def innermost(objective: Objective | None) -> Objective | None:
     """The objective inside all that is wrapped around it; of an ensemble the first member's."""
     while isinstance(objective, Wrapped):

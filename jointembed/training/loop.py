@@ -115,7 +115,7 @@ def fit(
             set_lr(optimizer, schedule(step - 1))
             core.watch = due(step, health_every, steps)
             if embed is not None and (step - 1) % per_epoch == 0:
-                with distributed.unsharded(core):
+                with distributed.unsharded(core, core.objective):
                     core.start_epoch((step - 1) // per_epoch, embed)
             skips.watch()
             core.before_step(batch)

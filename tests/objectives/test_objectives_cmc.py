@@ -99,6 +99,24 @@ def test_the_module_contrasts_each_view_with_the_memory_of_the_other(kind: str) 
         torch.testing.assert_close(bank.rows[5], moved / moved.norm())
 
 
+def test_other_samples_of_the_same_picture_are_no_negatives() -> None:
+    objective = CMC(loss="infonce", negatives=20)
+    objective.attach(SHAPES, samples=8)
+    index, item, online = torch.tensor([5, 0, 7]), torch.tensor([2, 2, 3]), embeddings()
+    objective(online, index=index, item=item)
+    objective.end_step(0.1)
+    assert objective.items.tolist() == [2, -1, -1, -1, -1, 2, -1, 3]
+    banks = cast(list[Bank], list(objective.banks))
+    drawn = banks[0].draw(20)
+    assert {0, 5} <= set(drawn.tolist())
+    terms = objective(online, index=index, item=item)
+    kin = torch.isin(drawn, torch.tensor([0, 5])) & torch.tensor([[True], [True], [False]])
+    (a, b), rows_of = (one.z.double() for one in online.values()), [bank.rows.double() for bank in banks]
+    left_out = kin | (drawn == index[:, None])
+    expected = cmc("infonce", a, b, [one[index] for one in rows_of], [one[drawn] for one in rows_of], left_out)
+    torch.testing.assert_close(terms["loss"].double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_defaults_are_the_authors() -> None:
     objective = CMC()
     objective.attach(SHAPES, samples=10)

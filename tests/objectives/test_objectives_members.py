@@ -31,6 +31,27 @@ def test_the_loss_is_the_mean_of_the_members_without_terms_between_them() -> Non
     torch.testing.assert_close(gradient[:, 5:10], alone[:, 5:10] / 3, rtol=1e-12, atol=1e-15)
 
 
+def test_members_that_share_an_encoder_see_the_whole_representation() -> None:
+    widths: list[dict[str, tuple[int, int]]] = []
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Heads(VICReg):
+        def attach(self, views, samples) -> None:
+            widths.append({view: (one.h, one.z) for view, one in views.items()})
+
+        def forward(self, online, target=None, index=None, item=None, label=None):
+            seen.append({view: one.h for view, one in online.items()})
+            return super().forward(online)
+
+    objective, given = PerMember(Heads, 3, shared=["image"]), views(12, 5, 3)
+    objective.attach({"image": ViewShape("a", 15, 15), "text": ViewShape("b", 15, 15)}, 12)
+    objective(given)
+    assert widths == [{"image": (15, 5), "text": (5, 5)}] * 3 and len(seen) == 3
+    for number, h in enumerate(seen):
+        assert torch.equal(h["image"], given["image"].h)
+        assert torch.equal(h["text"], given["text"].h[:, 5 * number : 5 * number + 5])
+
+
 def test_every_member_has_its_own_queue() -> None:
     objective = PerMember(lambda: MoCo(queue=16), 2)
     objective.attach({name: ViewShape("net", 8, 8) for name in ("view1", "view2")}, 64)

@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.autograd import grad
 
 from jointembed.errors import RecipeError
+from jointembed.objectives import infomin
 from jointembed.objectives.barlow_twins import BarlowTwins
 from jointembed.objectives.byol import BYOL
 from jointembed.objectives.clip import CLIP, clip_loss
 from jointembed.objectives.contrasted import Contrasted
+from jointembed.objectives.infomin import InfoMin
 from jointembed.objectives.moco import MoCo
 from jointembed.objectives.objective import Objective
 from jointembed.objectives.obow import OBoW
@@ -126,6 +128,18 @@ def test_contrast_of_chosen_pairs_and_means() -> None:
 def test_pairs_that_cannot_be_contrasted(pairs: list[list[str]]) -> None:
     with pytest.raises(RecipeError, match="contrast.pairs"):
         Contrasted(VICReg(), pairs=pairs).check_views(["image", "text"])
+
+
+def test_a_temperature_does_not_begin_at_0() -> None:
+    with pytest.raises(RecipeError, match="ramp.temperature.start: .* above 0"):
+        Ramped(CLIP(temperature=0.2), {"temperature": Ramp()})
+
+
+def test_views_that_are_not_embedded_whole_are_not_contrasted() -> None:
+    with pytest.raises(RecipeError, match=r"contrast: it compares 2 views .* found view1 \(MoCo\)"):
+        Contrasted(MoCo(queue=16)).check_views(["view1", "view2"])
+    with pytest.raises(RecipeError, match=r"contrast: .* patches"):
+        Contrasted(InfoMin(queue=16)).check_views(infomin.VIEWS)
 
 
 def test_one_view_cannot_be_contrasted() -> None:

@@ -14,6 +14,7 @@ from jointembed.branches.branch import Branch
 from jointembed.layers import MLP, Norm, convert_batch_norm
 from jointembed.model import JointEmbedding
 from jointembed.objectives.byol import BYOL
+from jointembed.objectives.clip import CLIP
 from jointembed.objectives.objective import Objective
 from jointembed.objectives.vicreg import VICReg
 from jointembed.training import checkpoint as checkpoints
@@ -71,6 +72,7 @@ def stepped(core: JointEmbedding, optimizer: torch.optim.Optimizer, micro_batch:
 def objectives() -> dict[str, JointEmbedding]:
     return {
         "vicreg": make(VICReg(predictor=[7]), {"left": "a", "right": "b"}),
+        "clip": make(CLIP(learn_temperature=True), {"left": "a", "right": "b"}),
         "byol": make(BYOL(predictor_width=7, momentum=0.5, batch_norm=False), {"left": "a", "right": "a"}),
     }
 
@@ -81,7 +83,7 @@ def work(folder: str) -> dict[str, Any]:
         distributed.shard(core, units(core))
         own = sum(one.to_local().numel() for one in core.parameters())  # type: ignore[attr-defined]
         found[f"{name} share"] = own / sum(one.numel() for one in core.parameters())
-        for way, micro_batch in (("whole", None), ("micro", 3)):
+        for way, micro_batch in (("micro", 3), ("whole", None)):  # in either a part may run before the whole does
             core.zero_grad()
             loss = loop.forward_backward(core, core, batch(), Accelerator(cpu=True), micro_batch)["loss"]
             found |= {f"{name} {way} loss": loss, f"{name} {way}": gradients(core)}
@@ -100,6 +102,11 @@ def work(folder: str) -> dict[str, Any]:
                 with torch.no_grad():
                     found[f"{name} alone"] = core.branch("left")(torch.ones(2, 6, dtype=torch.float64)).z
         found[f"{name} after"] = distributed.whole(core.state_dict())
+        if core.objective is not None and name != "byol":
+            with distributed.unsharded(core, core.objective), torch.no_grad():
+                for parameter in core.objective.parameters():
+                    parameter.fill_(0.25)
+            found[f"{name} written"] = distributed.whole(dict(core.objective.named_parameters()))
     return found
 
 
@@ -115,7 +122,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-10 * max(1.0, float(tensor.abs().max())))
 
 
-@pytest.mark.parametrize("name", ["vicreg", "byol"])
+@pytest.mark.parametrize("name", ["vicreg", "clip", "byol"])
 def test_shards_give_gradients_steps_and_checkpoints_of_one_process(
     results: tuple[list[dict[str, Any]], Path], name: str
 ) -> None:
@@ -150,6 +157,27 @@ def test_shards_give_gradients_steps_and_checkpoints_of_one_process(
     with torch.no_grad():
         z = alone.branch("left")(torch.ones(2, 6, dtype=torch.float64)).z
     torch.testing.assert_close(ranks[0][f"{name} alone"], z, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["vicreg", "clip"])
+def test_what_an_objective_writes_when_an_epoch_starts_stays(
+    results: tuple[list[dict[str, Any]], Path], name: str
+) -> None:
+    for found in results[0]:
+        assert found[f"{name} written"] and all(bool((one == 0.25).all()) for one in found[f"{name} written"].values())
+
+
+def statistics(_: str) -> tuple[Tensor, Tensor]:
+    norm = nn.BatchNorm1d(3).train()
+    norm(torch.randn(8, 3) + distributed.rank())
+    own = norm.get_buffer("running_mean").clone()
+    with distributed.unsharded(nn.Sequential(norm)):
+        return own, norm.get_buffer("running_mean").clone()
+
+
+def test_ranks_that_normalise_by_themselves_are_judged_as_rank_0() -> None:
+    (first, shared), (other, same_there) = run_ranks(2, statistics, "")
+    assert not torch.equal(first, other) and torch.equal(shared, first) and torch.equal(same_there, first)
 
 
 def test_one_process_has_no_shards() -> None:
