@@ -24,7 +24,7 @@ from jointembed.data.unreadable import readable
 from jointembed.errors import DataError, RecipeError
 from jointembed.evaluation import EVALUATORS
 from jointembed.evaluation.corrections import CORRECTIONS
-from jointembed.evaluation.evaluators import LOWER_IS_BETTER
+from jointembed.evaluation.evaluators import KNN, LOWER_IS_BETTER
 from jointembed.evaluation.protocols import PROTOCOLS
 from jointembed.inference.embed import Precision
 from jointembed.model import JointEmbedding, from_config
@@ -271,6 +271,32 @@ def check_classes(data: Mapping[str, Data]) -> None:
             raise RecipeError(
                 f"data.{split}: class {number} is {found} in {one.name} and {known} in {train.name} (data.train); "
                 "labels can be compared only where all classes are the same"
+            )
+
+
+def check_evaluators(recipe: Recipe, data: Mapping[str, Data]) -> None:
+    """Refuse evaluators that the data cannot be judged by, before anything is trained.
+
+    Args:
+        recipe: with its evaluators.
+        data: by split, `train` among them.
+
+    Raises:
+        RecipeError: naming the evaluator and the data set without labels, or with fewer pictures than neighbours.
+    """
+    for evaluator in make_evaluators(recipe):
+        name = type(evaluator).__name__.lower()
+        for split, one in data.items():
+            if isinstance(one, ImageData) and getattr(evaluator, "needs_train", False) and one.labels is None:
+                raise RecipeError(
+                    f"evaluation.evaluators: {name} needs labels, and {one.name} (data.{split}) has none; "
+                    "give the others alone, as in evaluation.evaluators=[{name: collapse}]"
+                )
+        known = len(data["train"].pictures)
+        if isinstance(evaluator, KNN) and max(evaluator.k, default=0) > known:
+            raise RecipeError(
+                f"evaluation.evaluators: knn of {max(evaluator.k)} neighbours, and data.train has {known} pictures; "
+                "give k, as in {name: knn, k: [20]}"
             )
 
 

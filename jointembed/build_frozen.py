@@ -1,8 +1,10 @@
 """Recipe and model -> cached representations of frozen encoders."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from jointembed.build import Data, cache_folder, view_pipeline
@@ -11,6 +13,17 @@ from jointembed.errors import RecipeError
 from jointembed.inference.frozen import cached_rows, drawn_image_rows, frozen_image_rows, frozen_text_rows
 from jointembed.model import JointEmbedding
 from jointembed.recipe import Recipe
+
+_LOOKED_AT = 16  # pictures of a data set
+
+
+def some_pixels(data: CaptionData) -> str:
+    """SHA-256 of some evenly spaced pictures, decoded: names and sizes alone may be those of other pictures."""
+    digest = hashlib.sha256()
+    count = len(data.pictures)
+    for number in np.linspace(0, count - 1, min(count, _LOOKED_AT)).round().astype(int).tolist():
+        digest.update(np.ascontiguousarray(data.pictures.open(number)).tobytes())
+    return digest.hexdigest()
 
 
 class FrozenRows:
@@ -37,7 +50,7 @@ class FrozenRows:
         if not self.active or not isinstance(data, CaptionData):
             return None
         view = self.recipe.data.image_evaluation if evaluation else self.recipe.data.image
-        inputs = {"view": view, "data": data.fingerprint}
+        inputs = {"view": view, "data": data.fingerprint, "pixels": some_pixels(data)}
         compute = frozen_image_rows(
             self.model,
             view_pipeline(self.recipe.data, evaluation=evaluation),
@@ -76,7 +89,8 @@ class FrozenRows:
             same = recipe.data.image == recipe.data.image_evaluation
             return rows if same else self._fixed(data, evaluation=False)
         inputs = {
-            "view": recipe.data.image, "data": data.fingerprint, "drawn": self.drawn, "seed": recipe.seed,
+            "view": recipe.data.image, "data": data.fingerprint, "pixels": some_pixels(data), "drawn": self.drawn,
+            "seed": recipe.seed,
         }  # fmt: skip
         compute = drawn_image_rows(
             self.model,

@@ -103,6 +103,8 @@ def index(
     embeddings = Path(source)
     if data is not None:  # kept until the index is there: a second try goes on
         embeddings = out.with_name(f".{out.name}.embeddings")
+        if overwrite or not any(embeddings.glob("part-*.json")):  # nothing finished that would be lost
+            shutil.rmtree(embeddings, ignore_errors=True)
         settings = {"batch": batch, "workers": workers, "precision": precision, "max_bad": max_bad}
         _embed(source, data, embeddings, view, {"column": column, "id_column": id_column}, settings, 0, 1)
     texts = None if queries is None else [line for line in read_text(queries).splitlines() if line.strip()]

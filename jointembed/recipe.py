@@ -143,7 +143,9 @@ class EvaluationRecipe:
     """How a model is judged during training and after it."""
 
     every: Positive = 1.0  # epochs
-    evaluators: list[Block] | None = None  # by default retrieval where there is text, else knn (with labels), collapse
+    evaluators: list[Block] | None = (
+        None  # by default retrieval where there is text, else knn (for labels) and collapse
+    )
     embedding: Literal["h", "z"] | None = None  # by default z for retrieval, h for pictures alone
     views: list[str] | None = None  # of pictures alone: views whose vectors are joined; by default the first
     centre: bool = False  # subtract the mean of training embeddings, one a branch, before the cosine
@@ -165,7 +167,7 @@ class Recipe:
     optimizer: Block
     schedule: Block
     description: str = ""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     regularize: RegularizeRecipe | None = None  # variance and covariance terms on top of the objective
     contrast: ContrastRecipe | None = None  # a contrastive term on top of the objective
     ramp: dict[str, RampRecipe] = field(default_factory=dict)  # coefficients of the objective that move over the run

@@ -22,6 +22,7 @@ from jointembed.build import (
     Data,
     check_classes,
     check_correction,
+    check_evaluators,
     dataset,
     make_evaluators,
     make_model,
@@ -104,6 +105,7 @@ def _train(
     torch.manual_seed(recipe.seed)
     data = {split: dataset(recipe, split) for split in SPLITS[:2] if getattr(recipe.data, split) is not None}
     check_classes(data)
+    check_evaluators(recipe, data)
     if recipe.data.skip_unreadable and distributed.is_main():
         write_skipped(run / "skipped.jsonl", data["train"].skipped)
     tokens = tokens_of(recipe, data["train"])

@@ -237,6 +237,10 @@ def compare_runs(run: Path, other: Path, evaluation: str) -> list[str]:
     for path in paths:
         if not path.is_file():
             raise EvaluationError(f"{path}: no such evaluation; run `jointembed evaluate {path.parents[2]}` first")
+    data = [json.loads((path.parent / "metrics.json").read_text(encoding="utf-8")) for path in paths]
+    if len({one["fingerprint"] for one in data}) > 1:
+        named = " and ".join(f"{one['data']} ({one['fingerprint'][:12]})" for one in data)
+        raise EvaluationError(f"{run} and {other}: {evaluation} is of different data, {named}; nothing can be paired")
     differences = paired_difference(*(load_ranks(path) for path in paths))
     return [
         f"{name}: {one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}] against {other}"
@@ -260,9 +264,11 @@ def evaluate_file(
         protocol = truth.name
     elif file.image_of_text is not None:
         _check_protocol(protocol)
+        ids = None if file.image_ids is None else file.image_ids.tolist()
         found = PROTOCOLS[protocol](
-            file.image, file.text, np.arange(len(file.image)), file.image_of_text, correct=make_correction(correction)
-        )
+            file.image, file.text, np.arange(len(file.image)), file.image_of_text, picture_ids=ids,
+            correct=make_correction(correction),
+        )  # fmt: skip
         protocol = ", ".join(filter(None, (protocol, correction_name(correction))))
     else:
         if protocol != "full":

@@ -96,6 +96,16 @@ def task_recipe(run: Path, task: str, overrides: Sequence[str] = ()) -> Recipe:
     tree = _derived(tree, run, task, TASKS[task])
     for override in overrides:
         set_key(tree, override)
+    if tree["data"]["validation"] is None:
+        raise RecipeError(
+            f"{run}: its recipe has no data.validation, which {task} is judged on; give data.validation...="
+        )
+    planes = tree["branches"][branch]["encoder"].get("channels", 3)
+    if planes != 3:
+        raise RecipeError(
+            f"{run}: the encoder of branch {branch!r} sees {planes} of a picture's planes, {task} shows pictures of 3; "
+            "evaluation.evaluators=[{name: linear}] judges the run's own views"
+        )
     data = dataset(check(recipe_from_tree(tree, str(run))), "train")
     if not isinstance(data, ImageData) or data.classes is None:
         raise RecipeError(f"{run}: its training data has no labels; {task} needs them")

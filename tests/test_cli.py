@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jointembed import runs
+from jointembed import runs, runs_evaluate
 from jointembed.cli import main
-from jointembed.errors import JointEmbedError
+from jointembed.errors import EvaluationError, JointEmbedError
 
 
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -69,9 +69,21 @@ def test_train_evaluate_compare_and_table(
     assert "`test`, protocol `full`" in card and "| rsum |" in card
     code, out, _ = say(monkeypatch, capsys, "evaluate", str(run), "--against", str(tmp_path / "run1"))
     assert code == 0 and "rsum: " in out and "against" in out
+    for other in (tmp_path / "run1" / "evaluation").glob("*/metrics.json"):
+        other.write_text(json.dumps(json.loads(other.read_text()) | {"fingerprint": "of other pictures"}))
+    code, _, err = say(monkeypatch, capsys, "evaluate", str(run), "--against", str(tmp_path / "run1"))
+    assert code and "is of different data" in err
     for form, part in (("markdown", "| "), ("json", '"rows"'), ("html", "<table")):
         code, out, _ = say(monkeypatch, capsys, "table", "retrieval", str(run), "--format", form)
         assert code == 0 and part in out and "tiny" in out
+
+
+def test_a_file_in_another_order_has_no_folds(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
+    of = np.arange(5000).repeat(5)
+    np.savez(tmp_path / "sorted.npz", image=rows, text=rows[of], image_of_text=of, image_ids=np.arange(5000))
+    with pytest.raises(EvaluationError, match="sorted by id"):
+        runs_evaluate.evaluate_file(tmp_path / "sorted.npz", "coco_1k_5fold")
 
 
 def test_evaluate_a_file_of_embeddings(

@@ -256,6 +256,34 @@ def saved(recipe: Recipe, run: Path) -> Path:
     return run
 
 
+def test_a_task_that_could_not_end_is_not_begun(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="has no data.validation, which linear is judged on"):
+        task_recipe(saved(make("data.validation=null"), tmp_path / "alone"), "linear")
+    planes = make(
+        "branches.net.encoder.channels=1",
+        "data.image={name: cmc, size: 16}",
+        "views={luminance: net}",
+        "objective={name: supervised, classes: 2}",
+    )
+    with pytest.raises(RecipeError, match="sees 1 of a picture's planes"):
+        task_recipe(saved(planes, tmp_path / "planes"), "linear")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train.labels=false", r"knn needs labels, and .* \(data.train\) has none"),
+        ("evaluation.evaluators=[{name: knn, k: [5000]}]", "knn of 5000 neighbours, and data.train has"),
+    ],
+)
+def test_what_the_data_cannot_be_judged_by_is_refused_before_training(
+    make: Make, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        runs.train(make(override), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_task_leaves_behind_what_belongs_to_the_training_before_it(make: Make, tmp_path: Path) -> None:
     recipe = make("ramp={covariance: {}}", "contrast={}", "branches.net.lr_scale=0.5", "regularize={covariance: 0.1}")
     derived = task_recipe(saved(recipe, tmp_path / "run"), "linear")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from jointembed import build, runs, runs_evaluate
+from jointembed import build, build_frozen, runs, runs_evaluate
 from jointembed.build_corrections import correction_of
-from jointembed.build_frozen import FrozenRows
+from jointembed.build_frozen import FrozenRows, some_pixels
 from jointembed.data.records import CaptionData
 from jointembed.errors import DataError, RecipeError
 from jointembed.inference.embed import set_centres
@@ -92,12 +93,32 @@ def test_random_views_of_a_frozen_encoder_are_kept_and_drawn_anew_each_epoch(
         seen.add(next(v for v in range(3) if torch.equal(row, drawn[picture, v])))
         assert torch.equal(row, samples[epoch, 4]["image"]["h"][0])
     assert seen == {0, 1, 2}
-    monkeypatch.setattr(type(train.pictures), "open", None)  # a second time nothing is decoded
+    pixels = some_pixels(train)
+    monkeypatch.setattr(build_frozen, "some_pixels", lambda data: pixels)
+    monkeypatch.setattr(type(train.pictures), "open", None)  # a second time nothing is decoded but for the key
     again = FrozenRows(recipe, model).of_training(train, fixed)
     assert again is not None and torch.equal(again, drawn)
     other = FrozenRows(tiny_recipe(*DRAWN, "seed=1"), model)
     with pytest.raises(DataError, match="TypeError"):
         other.of_training(train, fixed)  # another seed is another key
+
+
+def test_other_pictures_of_the_same_names_and_sizes_are_not_taken_from_the_cache(
+    tiny_recipe: Callable, tiny_data: Path
+) -> None:
+    recipe, found, prints = tiny_recipe(), [], []
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        for path in (tiny_data / "images").iterdir():  # as many bytes each time, whatever the pixels
+            Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path, format="BMP")
+        train = build.dataset(recipe, "train")
+        assert isinstance(train, CaptionData)
+        torch.manual_seed(0)
+        model = build.make_model(recipe, build.tokens_of(recipe, train))
+        prints.append(train.fingerprint)
+        found.append(FrozenRows(recipe, model)(train))
+    assert prints[0] == prints[1] and found[0] is not None and found[1] is not None
+    assert not torch.equal(found[0], found[1])
 
 
 def test_kept_views_do_not_depend_on_workers(

@@ -1,6 +1,7 @@
 """The model card that is saved with a model: recipe, data, measured numbers, intended use and limits."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ DATA_CARDS = {
     "coco_mini": ("coco_mini", "annotations CC BY 4.0; the photographs are under the licences of their authors"),
     "coco": ("coco_captions", "annotations CC BY 4.0; the photographs are under the licences of their authors"),
     "esc50": ("esc50", "Creative Commons Attribution-NonCommercial"),
+}
+# by which else a data set is known than a reader or a folder of its name: files that are published with it
+_FILES = {
+    "flickr30k": (r"dataset_flickr30k\.json",),
+    "flickr8k": (r"dataset_flickr8k\.json", r"flickr8k\.token\.txt", r"flicker8k_dataset"),
+    "coco": (r"dataset_coco\.json", r"captions_(train|val)20(14|17)\.json"),
+    "esc50": ("esc-50", "esc-50-master"),
 }
 
 
@@ -66,9 +74,9 @@ def _block(block: Mapping[str, Any]) -> tuple[str, str]:
     """A data set's block in words, and the terms of the data set it names."""
     given = ", ".join(f"{key} {value}" for key, value in block.items() if key != "name" and value is not None)
     words = shortened(f"`{block['name']}` ({given})" if given else f"`{block['name']}`").replace("|", "\\|")
-    text = json.dumps(block).lower()
-    for word, (card, terms) in DATA_CARDS.items():
-        if word in text:
+    parts = {part for value in block.values() for part in re.split(r"[/\\]", str(value).lower())}
+    for name, (card, terms) in DATA_CARDS.items():
+        if any(re.fullmatch(pattern, part) for pattern in (name, *_FILES.get(name, ())) for part in parts):
             return words, f"{terms}; see `data_cards/{card}.md`"
     return words, "not known to this card"
 

@@ -118,7 +118,8 @@ JUDGED = _evaluators(*_JUDGED)  # the override that says so
 def _pretrain(row: str) -> Command:
     """The full pre-training of a row, shared by the tables that use it."""
     recipe = IMAGENET[row]
-    judged = (_evaluators("classifier", "knn", "collapse"),) if row == "Supervised" else ()
+    own = {"Supervised": ("classifier", "knn", "collapse"), "CMC": _JUDGED}
+    judged = (_evaluators(*own[row]),) if row in own else ()
     return Command("train", f"imagenet/{recipe}", f"recipes/imagenet/{recipe}.yaml", judged)
 
 
@@ -132,7 +133,8 @@ def _imagenet(scale: Scale) -> list[Cell]:
     found = []
     for row in IMAGENET:
         train = _pretrain(row)
-        tasks = () if row == "Supervised" else (_after(train, "linear"),)  # its own classifier is the linear one
+        # the supervised row's own classifier is the linear one; CMC's encoders see two planes, which no task shows
+        tasks = () if row in ("Supervised", "CMC") else (_after(train, "linear"),)
         found.append(Cell("imagenet", (row,), "*", (train, *tasks)))
     return found
 

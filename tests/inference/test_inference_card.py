@@ -58,6 +58,17 @@ def test_pictures_alone_and_sounds_have_a_card_of_their_own(tmp_path: Path) -> N
     assert "Attribution-NonCommercial; see `data_cards/esc50.md`" in card
 
 
+def test_a_data_set_is_not_known_by_the_name_of_its_reader_or_a_part_of_a_path(tmp_path: Path) -> None:
+    blocks: dict[str, dict[str, str]] = {
+        "train": {"name": "coco_captions", "images": "my_holiday", "annotations": "mine.json"},
+        "validation": {"name": "caption_table", "path": "/home/me/emoji_scrape/t.csv"},
+        "test": {"name": "karpathy", "images": "photos", "annotations": "x/dataset_coco.json"},
+    }
+    card = model_card("m", "", yaml.safe_dump(RECIPE | {"data": RECIPE["data"] | blocks}), tmp_path)  # type: ignore
+    lines = [line for line in card.splitlines() if line.startswith(("| train |", "| validation |", "| test |"))]
+    assert ["not known to this card" in line for line in lines] == [True, True, False] and "CC BY 4.0" in lines[2]
+
+
 def test_the_data_cards_it_names_are_there() -> None:
     folder = Path(__file__).parents[2] / "data_cards"
     for name, _ in DATA_CARDS.values():

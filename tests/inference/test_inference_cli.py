@@ -64,6 +64,17 @@ def test_index_embeds_first_where_data_is_given(model_path: Path, tmp_path: Path
     assert code == 0 and out.count("emoji://test/") == 2
 
 
+def test_a_bad_picture_is_removed_and_the_index_is_made(
+    model_path: Path, pictures: Path, tmp_path: Path, say: Say
+) -> None:
+    (pictures / "zz.jpg").write_bytes(b"no picture")
+    code, _, err = say("index", model_path, pictures, "--out", tmp_path / "idx")
+    assert code and "zz.jpg" in err
+    (pictures / "zz.jpg").unlink()
+    code, out, err = say("index", model_path, pictures, "--out", tmp_path / "idx")
+    assert code == 0 and "rows of width" in out, err
+
+
 def test_a_captions_file_can_be_searched_by_a_picture(
     model_path: Path, pictures: Path, tmp_path: Path, say: Say
 ) -> None:
