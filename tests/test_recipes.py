@@ -119,6 +119,12 @@ def _data_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_the_warm_up_ends_before_the_run(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.schedule.get("warmup_epochs", 0) < recipe.training.epochs
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_builds_at_full_size_on_the_meta_device(path: Path) -> None:
     recipe = build.check(load_recipe(path))
     tokens = words(["a dog runs"] * 4) if recipe.data.text else None

@@ -15,6 +15,7 @@ from torchvision import transforms
 from jointembed.bench.measure import compared, take_turns
 from jointembed.bench.train import write_jpegs
 from jointembed.bench.train_text import caption_texts
+from jointembed.bench.views import jpegs_in
 from jointembed.branches.branch import Branch
 from jointembed.branches.image import IMAGENET_MEAN, IMAGENET_STD, TorchvisionEncoder
 from jointembed.branches.transformer import TransformersText
@@ -58,7 +59,7 @@ def bench_embed(
         found["captions"] = _captions(folder, caption_texts(captions, count), batch, repeats)
     with TemporaryDirectory() as made:
         source = pictures or write_jpegs(Path(made), max(1, count // 8))
-        paths = sorted(source.rglob("*.jpg"))[: max(1, count // 8)]
+        paths = jpegs_in(source)[: max(1, count // 8)]
         found["pictures"] = _pictures(paths, batch, size, repeats)
     return found
 

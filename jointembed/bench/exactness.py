@@ -193,7 +193,14 @@ def _resumed(
 
 
 def largest_error(found: Tensors, expected: Tensors) -> float:
-    """The largest difference of any entry, relative to the largest entry of its kind (gradients of a step, the end)."""
+    """The largest difference of any entry, relative to the largest entry of its kind (gradients of a step, the end).
+
+    Raises JointEmbedError for different tensors, or a value that is not finite, whose difference `max` would pass over.
+    """
+    for side in (found, expected):
+        bad = next((key for key, value in side.items() if not bool(value.double().isfinite().all())), None)
+        if bad is not None:
+            raise JointEmbedError(f"{bad}: a value is not finite")
     if found.keys() != expected.keys():
         raise JointEmbedError(f"different tensors: {sorted(found.keys() ^ expected.keys())[:3]}")
     worst = 0.0

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from jointembed.bench.rivals import Loss, known_losses, plain_vicreg
 from jointembed.bench.steps import LR, WEIGHT_DECAY, Step, chosen_precision, peaks, step_by_step, step_table
 from jointembed.bench.train_text import bench_text
-from jointembed.bench.views import synthetic_jpegs
+from jointembed.bench.views import jpegs_in, synthetic_jpegs
 from jointembed.branches.branch import Branch
 from jointembed.branches.image import IMAGENET_MEAN, IMAGENET_STD, TorchvisionEncoder
 from jointembed.data import VIEWS
@@ -92,7 +92,7 @@ def bench_image(
         losses["lightly"] = known_losses(["lightly"])["lightly"]
     with TemporaryDirectory() as made:
         folder = pictures or write_jpegs(Path(made), 2 * batch)
-        paths = sorted(folder.rglob("*.jpg"))
+        paths = jpegs_in(folder)
         steps = repeats + 2
         sides: dict[str, Step] = {
             name: _Loop(network, losses[name], _views(name, size), paths, batch)

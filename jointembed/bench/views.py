@@ -24,7 +24,7 @@ from jointembed.data.crops import Change, Crop
 from jointembed.data.pictures import open_picture
 from jointembed.data.pipeline import Views
 from jointembed.data.views import VIEWS
-from jointembed.errors import RecipeError
+from jointembed.errors import DataError, RecipeError
 from jointembed.recipe import nearest
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -98,7 +98,7 @@ def _pictures(folder: Path | None, side: int | None, count: int, seed: int) -> t
     if folder is None:
         files, origin = synthetic_jpegs(count, seed), "made up"
     else:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+        paths = jpegs_in(folder)
         files, origin = [path.read_bytes() for path in paths[:count]], folder.name
     if side is not None:
         files, origin = [_resized(file, side) for file in files], f"{origin}, resized to {side} px and written again"
@@ -121,6 +121,14 @@ def _jpeg(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
+
+
+def jpegs_in(folder: Path) -> list[Path]:
+    """JPEGs of a folder, by name. Raises DataError where there is none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not found:
+        raise DataError(f"{folder}: no JPEG in it")
+    return found
 
 
 def synthetic_jpegs(count: int, seed: int = 0, width: int = 640, height: int = 480) -> list[bytes]:

@@ -1,4 +1,5 @@
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def test_what_a_run_keeps_to_itself_would_show() -> None:
     assert largest_error(altered, one) > 1e-3
     with pytest.raises(JointEmbedError, match="different tensors"):
         largest_error(run(steps=1), one)
+    key = next(iter(one))
+    with pytest.raises(JointEmbedError, match="not finite"):
+        largest_error(one | {key: one[key] * math.nan}, one)
 
 
 @pytest.mark.ddp
