@@ -20,9 +20,7 @@ from jointembed import distributed
 from jointembed.build import (
     SPLITS,
     Data,
-    check_classes,
     check_correction,
-    check_evaluators,
     dataset,
     make_evaluators,
     make_model,
@@ -34,6 +32,7 @@ from jointembed.build import (
 )
 from jointembed.build_corrections import make_correction
 from jointembed.build_frozen import FrozenRows
+from jointembed.build_splits import check_classes, check_evaluators
 from jointembed.data.loader import BatchPlan, Loader, steps_per_epoch
 from jointembed.data.order import epoch_order
 from jointembed.data.records import CaptionData, ImageData

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointembed.build import SPLITS, check_classes, dataset, make_evaluators, make_model, precision_of, view_pipeline
+from jointembed.build import SPLITS, dataset, make_evaluators, make_model, precision_of, view_pipeline
+from jointembed.build_splits import check_classes
 from jointembed.data.records import ImageData
 from jointembed.errors import CheckpointError, EvaluationError, RecipeError
 from jointembed.evaluation.evaluators import Classifier, Features

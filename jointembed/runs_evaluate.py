@@ -19,13 +19,13 @@ from jointembed.build import (
     SPLITS,
     caption_data,
     check,
-    check_classes,
     check_correction,
     dataset,
     precision_of,
 )
 from jointembed.build_corrections import make_correction
 from jointembed.build_frozen import FrozenRows
+from jointembed.build_splits import check_classes
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.errors import EvaluationError, RecipeError, WeightsError
 from jointembed.evaluation.collapse import diagnostics
