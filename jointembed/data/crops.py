@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jointembed.data import augment
 from jointembed.data.augment import Box, Interpolation
-from jointembed.data.randaugment import Operation, apply_operations, draw_operations
+from jointembed.data.randaugment import Operation, apply_operations, draw_operations, draw_photometric
 from jointembed.errors import RecipeError
 
 # -- where a crop lies ----------------------------------------------------------------------------------------------
@@ -123,16 +123,18 @@ def _check_range(name: str, values: Sequence[float], most: float) -> None:
 
 
 class Change(NamedTuple):
-    """What was drawn for one crop; operations in the order they are applied."""
+    """What was drawn for one crop; operations in the order they are applied. `parts` is of each of its patches."""
 
     place: Place
     jitter: tuple[tuple[str, float], ...] = ()
     grey: bool = False
+    grey_first: bool = False
     sigma: float | None = None
     operations: tuple[Operation, ...] = ()
     solarize: bool = False
     flip: bool = False
     corners: tuple[tuple[int, int], ...] = ()
+    parts: "tuple[Change, ...]" = ()
 
 
 _JITTER = tuple(augment.JITTER)
@@ -143,7 +145,8 @@ _ORDERS = tuple(itertools.permutations(range(4)))
 class Colour:
     """Ranges of the jitter (brightness, contrast, saturation, hue) and of the blur's sigma, and probabilities.
 
-    `operations` is how many of RandAugment are drawn, at `magnitude` (0 to 10).
+    `operations` is how many of RandAugment are drawn, at `magnitude` (0 to 10); `photometric` the probability of PIRL's
+    four operations, after the jitter. `grey_first` is before the jitter, which then has only brightness and contrast.
     """
 
     jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
@@ -155,10 +158,12 @@ class Colour:
     flip: float = 0.0
     operations: int = 0
     magnitude: float = 10.0
+    photometric: float = 0.0
+    grey_first: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges and probabilities."""
-        for name in ("jitter_p", "grey", "blur", "solarize", "flip"):
+        for name in ("jitter_p", "grey", "blur", "solarize", "flip", "photometric"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name}: {getattr(self, name)} is no probability")
         _check_range("sigma", self.sigma, math.inf)
@@ -170,20 +175,25 @@ class Colour:
     @property
     def random(self) -> bool:
         """Whether two draws differ."""
-        chances = (self.jitter_p, self.grey, self.blur, self.solarize, self.flip)
-        return self.operations > 0 or any(0 < chance < 1 for chance in chances) or self.jitter_p + self.blur > 0
+        chances = (self.grey, self.solarize, self.flip)
+        always = self.operations + self.jitter_p + self.blur + self.photometric  # their strengths are drawn too
+        return always > 0 or any(0 < chance < 1 for chance in chances)
 
     def draw(self, place: Place) -> Change:
         """Draw the change of one crop; nothing is drawn where nothing is random."""
         if not self.random:
             return Change(place, grey=self.grey == 1, solarize=self.solarize == 1, flip=self.flip == 1)
         jitter, grey, blur, sigma, solarize, flip, order, *amounts = torch.rand(11).tolist()
+        operations = tuple(draw_operations(self.operations, self.magnitude))
+        if self.photometric and torch.rand(()).item() < self.photometric:
+            operations = (*operations, *draw_photometric())
         return Change(
             place,
             jitter=tuple(self._jitter(order, amounts)) if jitter < self.jitter_p else (),
             grey=grey < self.grey,
+            grey_first=self.grey_first,
             sigma=self.sigma[0] + sigma * (self.sigma[1] - self.sigma[0]) if blur < self.blur else None,
-            operations=tuple(draw_operations(self.operations, self.magnitude)),
+            operations=operations,
             solarize=solarize < self.solarize,
             flip=flip < self.flip,
         )
@@ -339,6 +349,8 @@ class Patches:
     def __call__(self, x: Tensor, change: Change) -> dict[str, Tensor]:
         """Bytes (P, 3, h, h), or P times (3, h, h)."""
         found = augment.patches(x, change.corners, self.size)
+        if change.parts:
+            found = torch.stack([recolour(patch, part) for patch, part in zip(found, change.parts, strict=True)])
         if not self.separate:
             return {self.key: found}
         return {key: patch.clone() for key, patch in zip(self.keys, found, strict=True)}
@@ -349,13 +361,14 @@ class Patches:
 
 @dataclass(frozen=True)
 class Crop:
-    """One crop of a pipeline, size x size."""
+    """One crop of a pipeline, size x size: `colour` is drawn once for all, `patch_colour` for each patch of it."""
 
     output: Output
     size: int
     geometry: Geometry
     interpolation: Interpolation = "bilinear"
     colour: Colour = Colour()
+    patch_colour: Colour | None = None
 
     def __post_init__(self) -> None:
         """Check the size."""
@@ -365,12 +378,15 @@ class Crop:
     @property
     def random(self) -> bool:
         """Whether two draws differ."""
-        return self.geometry.random or self.colour.random or self.output.random
+        colours = [self.colour] + ([] if self.patch_colour is None else [self.patch_colour])
+        return self.geometry.random or self.output.random or any(colour.random for colour in colours)
 
     def draw(self, width: int, height: int) -> Change:
         """Draw everything random in it, for a picture of that size."""
         change = self.colour.draw(self.geometry(width, height, self.size))
         corners = self.output.corners()
+        if self.patch_colour is not None:
+            change = change._replace(parts=tuple(self.patch_colour.draw(change.place) for _ in corners))
         return change._replace(corners=corners) if corners else change
 
 
@@ -381,9 +397,17 @@ def render_crop(source: Tensor, crop: Crop, change: Change) -> Tensor:
     if (place.height, place.width) != (crop.size, crop.size):
         top, left = place.corner
         x = x[:, top : top + crop.size, left : left + crop.size]
+    return recolour(x, change)
+
+
+def recolour(x: Tensor, change: Change) -> Tensor:
+    """Everything of a change but its place, on bytes (3, H, W)."""
     early = change.grey and not change.operations  # grey planes blur in a third of the time, to the same result
     if change.jitter or change.sigma is not None or early:
-        planes = augment.jitter(x.float(), change.jitter)
+        planes = x.float()
+        if change.grey and change.grey_first:
+            planes = augment.grey(planes).repeat(3, 1, 1)
+        planes = augment.jitter(planes, change.jitter)
         planes = augment.grey(planes) if early else planes
         planes = planes if change.sigma is None else augment.blur(planes, change.sigma)
         x = augment.to_bytes(planes)

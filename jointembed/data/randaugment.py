@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) with the operations and strengths that InfoMin was trained with."""
+"""RandAugment (Cubuk et al. 2020) as InfoMin was trained with it, and the photometric operations of PIRL."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -59,6 +59,21 @@ def draw_operations(count: int, magnitude: float) -> Iterator[Operation]:
         level = min(STRONGEST, max(0.0, magnitude + 0.5 * torch.randn(()).item())) / STRONGEST
         if skip >= 0.5:
             yield names[int(which * len(names))], -level if sign < 0.5 else level, bicubic < 0.5
+
+
+def draw_photometric() -> tuple[Operation, ...]:
+    """Draw PIRL's four operations, always in this order: 4 to 8 bits a channel, sharpness, a threshold, contrast.
+
+    As in its authors' code (facebookresearch/vissl, vissl/data/ssl_transforms/pil_photometric_transforms_lib.py).
+    """
+    bits, threshold = torch.randint(4, 9, ()).item(), torch.randint(257, ()).item()
+    steps = {
+        "posterize": bits / 4,
+        "sharpness": torch.rand(()).item(),
+        "solarize": threshold / 256,
+        "autocontrast": 1.0,
+    }
+    return tuple((name, strength, False) for name, strength in steps.items())
 
 
 def apply_operations(x: Tensor, operations: Iterable[Operation]) -> Tensor:

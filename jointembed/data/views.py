@@ -64,11 +64,12 @@ def pair(
     operations: int,
     magnitude: float,
     boxes: bool,
+    grey_first: bool,
 ) -> Views:
     """`view1`, `view2`: two random resized crops; `blur` and `solarize` have one probability a view.
 
     `operations` of RandAugment at `magnitude` (0 to 10) follow the blur. `boxes` adds `view1_box`, `view2_box` (5,),
-    where in the picture the views lie and whether they are flipped.
+    where in the picture the views lie and whether they are flipped. `grey_first` turns grey before the jitter.
     """
     _pair_of(blur, "blur")
     _pair_of(solarize, "solarize")
@@ -79,7 +80,18 @@ def pair(
                 size,
                 Area(scale, ratio),
                 interpolation,
-                Colour(jitter, jitter_p, grey, blur[number], sigma, solarize[number], flip, operations, magnitude),
+                Colour(
+                    jitter,
+                    jitter_p,
+                    grey,
+                    blur[number],
+                    sigma,
+                    solarize[number],
+                    flip,
+                    operations,
+                    magnitude,
+                    grey_first=grey_first,
+                ),  # fmt: skip
             )
             for number in range(2)
         ]
@@ -165,16 +177,21 @@ def jigsaw(
     jitter: list[float],
     jitter_p: float,
     grey: float,
+    photometric: float,
 ) -> Views:
-    """`view1` and `patches` (9, 3, h, h): one patch at random in each cell of a 3 x 3 grid, in random order."""
-    crop = Crop(Whole("view1"), size, Area(scale), interpolation, Colour(jitter, jitter_p, grey, flip=flip))
-    return Views([crop, _jigsaw_crop(patch_size, patch_source, patch_scale, interpolation, flip)])
+    """`view1` and `patches` (9, 3, h, h): one patch at random in each cell of a 3 x 3 grid, in random order.
+
+    The view and each patch have colours and a flip of their own.
+    """
+    colour = Colour(jitter, jitter_p, grey, flip=flip, photometric=photometric)
+    crop = Crop(Whole("view1"), size, Area(scale), interpolation, colour)
+    grid = _cells(patch_size, patch_source)
+    return Views([crop, Crop(grid, patch_source, Area(patch_scale), interpolation, patch_colour=colour)])
 
 
-def _jigsaw_crop(size: int, source: int, scale: list[float], interpolation: Interpolation, flip: float) -> Crop:
+def _cells(size: int, source: int) -> Patches:
     cell = source // 3
-    grid = Patches("patches", 3, size, cell, cell - size, shuffle=True)
-    return Crop(grid, source, Area(scale), interpolation, Colour(flip=flip))
+    return Patches("patches", 3, size, cell, cell - size, shuffle=True)
 
 
 def pair_and_jigsaw(
@@ -193,16 +210,19 @@ def pair_and_jigsaw(
     operations: int,
     magnitude: float,
     boxes: bool,
+    grey_first: bool,
     patch_size: int,
     patch_source: int,
     patch_scale: list[float],
 ) -> Views:
-    """What `pair` gives, and `patches` (9, 3, h, h) as in `jigsaw`."""
+    """What `pair` gives, and `patches` (9, 3, h, h) as in `jigsaw` but in the picture's colours, flipped as one."""
     two = pair(
         size=size, scale=scale, ratio=ratio, interpolation=interpolation, flip=flip, jitter=jitter, jitter_p=jitter_p,
         grey=grey, blur=blur, sigma=sigma, solarize=solarize, operations=operations, magnitude=magnitude, boxes=boxes,
+        grey_first=grey_first,
     )  # fmt: skip
-    return Views([*two.crops, _jigsaw_crop(patch_size, patch_source, patch_scale, interpolation, flip)])
+    grid = _cells(patch_size, patch_source)
+    return Views([*two.crops, Crop(grid, patch_source, Area(patch_scale), interpolation, Colour(flip=flip))])
 
 
 def patch_grid(
@@ -289,12 +309,16 @@ _CROP = {"size": 224, "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3], "interpolat
 _PAIR = _CROP | {
     "jitter": [0.4, 0.4, 0.4, 0.1], "jitter_p": 0.8, "grey": 0.2, "blur": [0.5, 0.5], "sigma": [0.1, 2.0],
     "solarize": [0.0, 0.0], "operations": 0, "magnitude": 10.0, "boxes": False,
+    "grey_first": False,
 }  # fmt: skip
 _BYOL = _PAIR | {
     "interpolation": "bicubic", "jitter": [0.4, 0.4, 0.2, 0.1], "blur": [1.0, 0.1], "solarize": [0.0, 0.2],
 }  # fmt: skip
 _STRONG = {"jitter": [0.8, 0.8, 0.8, 0.2]}
 _INFOMIN = _PAIR | _STRONG | {"scale": [0.2, 1.0], "operations": 2}
+_MOCO_V1 = {
+    "scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.4], "jitter_p": 1.0, "blur": [0.0, 0.0], "grey_first": True,
+}  # fmt: skip
 _PATCHES = {"patch_size": 64, "patch_source": 255, "patch_scale": [0.6, 1.0]}
 _SWAV = {
     "sizes": [224, 96], "counts": [2, 6], "scales": [[0.14, 1.0], [0.05, 0.14]], "ratio": [3 / 4, 4 / 3],
@@ -312,14 +336,14 @@ VIEWS: dict[str, Callable[..., Views]] = {
     "vicreg_symmetric": picture_row(pair, **_BYOL | {"blur": [0.5, 0.5], "solarize": [0.1, 0.1]}),
     "vicregl": picture_row(pair, **_BYOL | {"boxes": True}),
     "byol": picture_row(pair, **_BYOL),
-    "simclr": picture_row(pair, **_PAIR | _STRONG),
+    "simclr": picture_row(pair, **_PAIR | _STRONG | {"interpolation": "bicubic"}),
     "moco_v1": picture_row(
-        pair, **_PAIR | {"scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.4], "jitter_p": 1.0, "blur": [0.0, 0.0]}
+        pair, **_PAIR | _MOCO_V1
     ),
     "moco_v2": picture_row(pair, **_PAIR | {"scale": [0.2, 1.0]}),
     "infomin": picture_row(pair, **_INFOMIN),
     "infomin_jigsaw": picture_row(pair_and_jigsaw, **_INFOMIN | _PATCHES),
-    "swav": picture_row(multi_crop, **_SWAV | {"sizes": [224], "counts": [2], "scales": [[0.14, 1.0]]}),
+    "swav": picture_row(multi_crop, **_SWAV | {"sizes": [224], "counts": [2], "scales": [[0.08, 1.0]]}),
     "multi_crop": picture_row(multi_crop, **_SWAV),
     "obow": picture_row(
         obow, size=224, resize=256 / 224, crop_size=160, crop_scale=[0.08, 0.6], crops=2, patch_size=96, patches=5,
@@ -328,14 +352,14 @@ VIEWS: dict[str, Callable[..., Views]] = {
     ),
     "pirl": picture_row(
         jigsaw, **_PATCHES, size=224, scale=[0.08, 1.0], interpolation="bilinear", flip=0.5,
-        jitter=[0.4, 0.4, 0.4, 0.4], jitter_p=1.0, grey=0.2,
+        jitter=[0.4, 0.4, 0.4, 0.2], jitter_p=1.0, grey=0.2, photometric=0.66,
     ),
     "cpc": picture_row(
         patch_grid, size=256, scale=[0.3, 1.0], patch_size=64, stride=32, interpolation="bilinear", flip=0.5,
         jitter=[0.8, 0.8, 0.8, 0.2], jitter_p=0.8, grey=0.25,
     ),
     "cmc": picture_row(
-        luminance_chroma, size=224, scale=[0.2, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bilinear", flip=0.5,
+        luminance_chroma, size=224, scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bilinear", flip=0.5,
         jitter=[0.4, 0.4, 0.4, 0.1], jitter_p=0.0, space="lab",
     ),
 }  # fmt: skip

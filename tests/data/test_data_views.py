@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as plain
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from reference import views_reference as reference
 from reference.views_reference import photo
 from scipy.stats import chisquare, ks_2samp
@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
 
 from jointembed.data import augment
 from jointembed.data.crops import Area, Centre, Colour
-from jointembed.data.randaugment import OPERATIONS, apply_operations, draw_operations
+from jointembed.data.randaugment import OPERATIONS, apply_operations, draw_operations, draw_photometric
 from jointembed.data.views import VIEWS, Views
 from jointembed.errors import RecipeError
 from jointembed.recipe import check_block
@@ -308,12 +308,51 @@ def test_luminance_and_chroma_of_the_middle_for_evaluation(size: tuple[int, int]
     torch.testing.assert_close(torch.cat([found["luminance"], found["chroma"]]), expected)
 
 
-@pytest.mark.parametrize("name", ["pirl", "infomin_jigsaw"])
-def test_the_patches_of_a_jigsaw_keep_their_colours(name: str) -> None:
-    grey = Image.new("RGB", (300, 300), (200, 20, 90))
+def test_the_patches_of_infomin_keep_their_colours() -> None:
+    plain = Image.new("RGB", (300, 300), (200, 20, 90))
     torch.manual_seed(0)
-    patches = VIEWS[name]()(grey)["patches"]
+    patches = VIEWS["infomin_jigsaw"]()(plain)["patches"]
     assert patches.shape == (9, 3, 64, 64) and patches.amax((0, 2, 3)).tolist() == [200, 20, 90]
+
+
+def test_each_patch_of_pirl_has_colours_and_a_flip_of_its_own() -> None:
+    plain = Image.new("RGB", (300, 300), (200, 20, 90))
+    torch.manual_seed(0)
+    views = VIEWS["pirl"]()(plain)
+    assert views["patches"].shape == (9, 3, 64, 64)
+    assert len({tuple(patch.amax((1, 2)).tolist()) for patch in views["patches"]}) == 9
+    changes = [VIEWS["pirl"]().draw(300, 300).changes for _ in range(200)]
+    parts = [part for _, jigsaw in changes for part in jigsaw.parts]
+    photometric = ("posterize", "sharpness", "solarize", "autocontrast")
+    assert {tuple(name for name, *_ in part.operations) for part in parts} == {(), photometric}
+    for found, p in ((sum(bool(part.operations) for part in parts), 0.66), (sum(part.flip for part in parts), 0.5)):
+        assert abs(found / 1800 - p) < 4 * math.sqrt(p * (1 - p) / 1800)
+    assert not any(jigsaw.flip or jigsaw.jitter for _, jigsaw in changes)
+
+
+def test_photometric_operations_are_pillows() -> None:
+    picture = photo(4, 40, 30)
+    torch.manual_seed(0)
+    drawn = [draw_photometric() for _ in range(3000)]
+    bits = {round(4 * steps[0][1]) for steps in drawn}
+    assert bits == {4, 5, 6, 7, 8} and max(256 * steps[2][1] for steps in drawn) == 256
+    assert same([0.1 + 1.8 * steps[1][1] for steps in drawn], torch.empty(3000).uniform_(0.1, 1.9).tolist())
+    (_, coarse, _), (_, sharp, _), (_, threshold, _), _ = drawn[0]
+    expected = ImageOps.posterize(picture, round(4 * coarse))
+    expected = ImageEnhance.Sharpness(expected).enhance(0.1 + 1.8 * sharp)
+    expected = ImageOps.autocontrast(ImageOps.solarize(expected, round(256 * threshold)))
+    assert torch.equal(apply_operations(planes(picture).to(torch.uint8), drawn[0]).float(), planes(expected))
+
+
+def test_moco_v1_turns_grey_before_it_jitters() -> None:
+    """A turn of the hue leaves what is grey already as it is; turned first, it changes the grey levels."""
+    picture = photo(6, 64, 64)
+    whole = {"size": 64, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "flip": 0.0, "grey": 1.0}
+    torch.manual_seed(0)
+    found = VIEWS["moco_v1"](**whole, jitter=[0.0, 0.0, 0.0, 0.4])(picture)["view1"]
+    assert torch.equal(found[0].float(), planes(picture.convert("L").convert("RGB"))[0])
+    darker = VIEWS["moco_v1"](**whole, jitter=[0.4, 0.0, 0.0, 0.0])(picture)["view1"]
+    assert not torch.equal(found, darker)
 
 
 def test_jigsaw_takes_each_cell_once() -> None:
