@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_image_runs import write_pictures
 from tiny_runs import write_captions
+from tones import write_tones
 
 from jointembed import build, runs, runs_evaluate
 from jointembed.data.tokens import words
@@ -21,9 +22,11 @@ SMALL_ENCODER: dict[str, dict[str, Any]] = {
     "gru": {"embedding": 8, "hidden": 16},
     "bag_of_words": {"embedding": 8},
     "text_transformer": {"width": 16, "depth": 1, "heads": 2},
+    "waveform_resnet": {"blocks": [1, 1, 1, 1], "channels": 4},
 }
 SMALL_RESNET = {"model": "resnet18", "widen": 0.125, "small_input": True, "small_stride": 2}
 SMALL_VIT = {"model": "vit_tiny_16", "image_size": 32, "patch_size": 16}
+SMALL_SOUND = {"rate": 4000, "seconds": 0.3, "mels": 16, "fft": 256, "hop": 64, "high": 2000}
 SMALL_VIEW: dict[str, dict[str, Any]] = {
     "multi_crop": {"sizes": [32, 16]},
     "swav": {"sizes": [32]},
@@ -33,6 +36,7 @@ SMALL_VIEW: dict[str, dict[str, Any]] = {
     "pirl": {"size": 32, "patch_size": 12, "patch_source": 42},
     "infomin_jigsaw": {"size": 32, "patch_size": 12, "patch_source": 42},
     "cpc": {"size": 40, "patch_size": 16, "stride": 4},
+    **dict.fromkeys(("waveform_mel", "waveform_mel_center"), SMALL_SOUND),
 }  # fmt: skip
 SMALL_OBJECTIVE: dict[str, dict[str, Any]] = {
     "byol": {"predictor_width": 16},
@@ -62,8 +66,10 @@ def tiny_data(recipe: Recipe, folder: Path) -> str:
     if recipe.data.train["name"] in ("image_folder", "image_dataset", "image_shards"):
         write_pictures(folder, {"train": 16, "val": 4, "test": 4}, size=40)
         return f"{{name: image_folder, path: {folder}, split: train}}"
+    if recipe.data.train["name"] == "esc50":
+        return f"{{name: esc50, path: {write_tones(folder, clips=8, folds=4)}, rate: 4000}}"
     captions = max(2, recipe.data.texts)
-    write_captions(folder, pictures=32 if recipe.data.captions == "random" else 8, captions=captions)
+    write_captions(folder, pictures=32 if recipe.data.captions == "random" else 16, captions=captions)
     return f"{{name: coco_captions, images: {folder}/images, annotations: {folder}/captions.json}}"
 
 
@@ -104,7 +110,7 @@ def shrunken(path: Path, data: Path) -> Recipe:
         overrides.append(f"branches.{branch}.expander.widths={widths}")
     for key, value in SMALL_OBJECTIVE.get(recipe.objective["name"], {}).items():
         overrides.append(f"objective.{key}={value}")
-    for kind in ("image", "image_evaluation"):
+    for kind in ("image", "image_evaluation", "audio", "audio_evaluation"):
         view = getattr(recipe.data, kind)
         if view is not None:
             small = SMALL_VIEW.get(view["name"], {"size": 32})
@@ -144,12 +150,18 @@ def test_builds_at_full_size_on_the_meta_device(path: Path) -> None:
         ("obow", True, {0: 0, 10: 1, 200: 0.001}),
         ("pirl", False, {0: 1, 800: 0.001}),
         ("w_mse", True, {0: 0, 1: 1, 189: 1, 190: 0.2, 214: 0.2, 215: 0.04}),
+        ("simclr", False, {0: 0, 10: 1, 1000: 0}),
+        ("moco_v1", True, {0: 1, 119: 1, 120: 0.1, 159: 0.1, 160: 0.01}),
+        ("moco_v2", True, {0: 1, 800: 0}),
+        ("cmc", True, {0: 1, 119: 1, 120: 0.1, 160: 0.01, 200: 0.001}),
+        ("infomin", True, {0: 1, 800: 0.001}),
     ],
 )
 def test_decay_and_schedule_are_the_authors(name: str, decay_all: bool, shares: dict[int, float]) -> None:
     recipe = load_recipe(ROOT / "imagenet" / f"{name}.yaml")
     assert recipe.parameters.decay_all == decay_all
-    assert not recipe.branches["net"].encoder.get("zero_init_residual")
+    for branch in recipe.branches.values():
+        assert branch.encoder.get("zero_init_residual", False) == (name == "simclr")
     schedule = {key: value for key, value in recipe.schedule.items() if key != "name"}
     steps = int(recipe.training.epochs) * 2500
     for epoch, share in shares.items():
@@ -160,7 +172,7 @@ def test_decay_and_schedule_are_the_authors(name: str, decay_all: bool, shares: 
 def test_runs_two_steps_shrunken(path: Path, tmp_path: Path) -> None:
     recipe = shrunken(path, tmp_path / "data")
     state = runs.train(recipe, tmp_path / "run")
-    assert state["step"] >= 1
+    assert state["step"] >= 2
     if build.has_captions(recipe.data):
         assert 0 <= runs_evaluate.evaluate_run(tmp_path / "run", "test").record["metrics"]["rsum"] <= 600
     else:

@@ -47,6 +47,7 @@ def architecture(
     small_input: bool = False,
     small_stride: int = 1,
     widen: float = 1.0,
+    stem: int | None = None,
     channels: int = 3,
     norm: ResNetNorm = "batch",
     image_size: int | None = None,
@@ -66,6 +67,7 @@ def architecture(
         "zero_init_residual": zero_init_residual,
         "small_input": small_input,
         "widen": widen != 1,
+        "stem": stem is not None,
         "channels": channels != 3,
         "norm": norm != "batch",
     }
@@ -83,7 +85,10 @@ def architecture(
     arguments |= {} if patch_size is None else {"patch_size": patch_size}
     if weights is not None:
         return _make(model, arguments | {"weights": weights})
-    net = _widened(model, widen, arguments) if widen != 1 else _make(model, arguments)
+    if stem is not None and stem < 1:
+        raise RecipeError(f"encoder.stem: {stem} channels, expected 1 or more")
+    usual = widen == 1 and stem is None
+    net = _make(model, arguments) if usual else _widened(model, widen, stem, arguments)
     if small_input:
         _new_stem(net, channels, size=3, stride=small_stride)
         net.maxpool = nn.Identity()
@@ -118,23 +123,23 @@ class _CountsOnCPU(TorchFunctionMode):
 
 
 class _WideResNet(ResNet):
-    """A ResNet whose every layer is `widen` times as wide."""
+    """A ResNet whose every layer is `widen` times as wide, but for a stem of `stem` channels where one is given."""
 
-    def __init__(self, widen: float, *arguments: Any, **options: Any) -> None:
-        self.widen = widen
+    def __init__(self, widen: float, stem: int | None, *arguments: Any, **options: Any) -> None:
+        self.widen, self.stem = widen, stem
         super().__init__(*arguments, **options)
         self.fc = nn.Linear(self.inplanes, 1000)
 
     def _make_layer(self, block: Any, planes: int, blocks: int, *arguments: Any, **options: Any) -> nn.Sequential:
         planes = round(planes * self.widen)
         if not hasattr(self, "layer1"):  # the first one: the stem before it is still of the usual width
-            self.inplanes = planes
-            self.conv1 = nn.Conv2d(3, planes, kernel_size=7, stride=2, padding=3, bias=False)
-            self.bn1 = self._norm_layer(planes)
+            self.inplanes = self.stem or planes
+            self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
+            self.bn1 = self._norm_layer(self.inplanes)
         return super()._make_layer(block, planes, blocks, *arguments, **options)
 
 
-def _widened(model: str, widen: float, arguments: dict[str, Any]) -> nn.Module:
+def _widened(model: str, widen: float, stem: int | None, arguments: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
         usual = _make(model, {})
     assert isinstance(usual, ResNet)
@@ -143,6 +148,7 @@ def _widened(model: str, widen: float, arguments: dict[str, Any]) -> nn.Module:
     assert issubclass(block, BasicBlock | Bottleneck)
     return _WideResNet(
         widen,
+        stem,
         block,
         [len(stage) for stage in stages],
         groups=usual.groups,

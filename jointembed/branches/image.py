@@ -65,6 +65,7 @@ class TorchvisionEncoder(nn.Module):
         small_input: ResNets: a 3x3 stem of stride 1 without max-pool, for pictures of 32-64 px (SimCLR, appendix B.9).
         small_stride: of that stem; 2 costs a quarter.
         widen: ResNets: factor on the width of every layer; 2 is the x2 of VICReg and SwAV, .5 the half width of CMC.
+        stem: ResNets: channels of the first convolution; None: as many as the first stage (CMC's halves keep 64).
         channels: ResNets: planes of a picture; other than 3 they must be float (CMC: 1 of luminance, 2 of chroma).
         norm: ResNets: `layer` in place of batch norm normalises each picture, over all channels and places (CPC v2).
         image_size: vision transformers: side of the pictures in px; published positions are interpolated to it.
@@ -88,6 +89,7 @@ class TorchvisionEncoder(nn.Module):
         small_input: bool = False,
         small_stride: int = 1,
         widen: float = 1.0,
+        stem: int | None = None,
         channels: int = 3,
         norm: ResNetNorm = "batch",
         image_size: int | None = None,
@@ -104,6 +106,7 @@ class TorchvisionEncoder(nn.Module):
             "small_input": small_input,
             "small_stride": small_stride,
             "widen": widen,
+            "stem": stem,
             "channels": channels,
             "norm": norm,
             "image_size": image_size,
@@ -179,7 +182,7 @@ def _published(model: str, weights: str) -> WeightsEnum | None:
 
 
 def _pretrained(model: str, published: WeightsEnum, options: dict[str, Any]) -> nn.Module:
-    unfit = {"small_input": False, "widen": 1, "channels": 3, "norm": "batch", "patch_size": None}
+    unfit = {"small_input": False, "widen": 1, "stem": None, "channels": 3, "norm": "batch", "patch_size": None}
     if any(options[name] != usual for name, usual in unfit.items()):
         raise WeightsError(f"weights {published.name} of {model} fit none of {', '.join(unfit)}")
     try:

@@ -54,14 +54,12 @@ def swav_loss(
         logs = {view: functional.log_softmax(score, dim=1) for view, score in scores.items()}
         parts = {}
         for view in assigned:
-            rows = scores[view].detach()
-            if queues:  # of which each row counts once
-                rows = torch.cat([rows, wide(queues[view][rank() :: world()]) @ scaled.detach()])
+            earlier = [wide(queues[view][rank() :: world()]) @ scaled.detach()] if queues else []  # each row once
+            rows = torch.cat([scores[view].detach(), *earlier])
             codes = sinkhorn(rows, epsilon=epsilon / temperature, iterations=iterations)[: len(scores[view])]
             others = [log for other, log in logs.items() if other != view]
             parts[view] = batch_mean(-(codes * sum(others[1:], others[0])).sum(1)) / len(others)
-    loss = torch.stack(list(parts.values())).mean()
-    return {"loss": loss} | {f"codes/{view}": part.detach() for view, part in parts.items()}
+    return {"loss": torch.stack(list(parts.values())).mean(), **{f"codes/{v}": p.detach() for v, p in parts.items()}}
 
 
 class SwAV(Objective):
@@ -70,7 +68,7 @@ class SwAV(Objective):
     Args:
         n_prototypes: K, learned.
         temperature, epsilon, iterations: as in `swav_loss`.
-        freeze_steps: steps at the start in which the prototypes stay as they are.
+        freeze_steps: steps at the start in which the prototypes stay as they are, whatever the optimizer decays.
         queue: rows of earlier batches kept for each assigned view, 0 for none; the authors take 3840 at batch 256.
         queue_start: share of the run after which the queue is filled; it is used as soon as it is full.
         assigned: views that get codes; None: all but those named `crop1`, `crop2`, ...
@@ -78,7 +76,7 @@ class SwAV(Objective):
 
     prototypes: nn.Linear
     step: Tensor  # () int64, steps begun
-    progress: Tensor  # () share of the run that is done
+    progress: Tensor  # ()
 
     def __init__(
         self,
@@ -97,6 +95,7 @@ class SwAV(Objective):
         self.options: dict[str, Any] = {"temperature": temperature, "epsilon": epsilon, "iterations": iterations}
         self.n_prototypes, self.freeze_steps, self.assigned = n_prototypes, freeze_steps, assigned
         self.queue, self.queue_start, self.queues = queue, queue_start, nn.ModuleDict()
+        self.frozen: Tensor | None = None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("progress", torch.zeros(()))
 
@@ -113,18 +112,20 @@ class SwAV(Objective):
 
     def attach(self, views: Mapping[str, ViewShape], samples: int) -> None:
         """Make prototypes and queues."""
-        width = embedding_width(views)
-        self.prototypes = nn.Linear(width, self.n_prototypes, bias=False)
-        self.queues.update({view: Queue(self.queue, width) for view in self._coded(views) if self.queue})
+        self.prototypes = nn.Linear(embedding_width(views), self.n_prototypes, bias=False)
+        self.queues.update({v: Queue(self.queue, embedding_width(views)) for v in self._coded(views) if self.queue})
 
     @torch.no_grad()
     def before_step(self, batch: Mapping[str, Any]) -> None:
         """Count the step, and scale the prototypes to length 1."""
         self.step += 1
-        self.prototypes.weight.copy_(functional.normalize(self.prototypes.weight, dim=1))
+        weight = self.prototypes.weight.copy_(functional.normalize(self.prototypes.weight, dim=1))
+        self.frozen = weight.clone() if int(self.step) <= self.freeze_steps else None
 
+    @torch.no_grad()
     def end_step(self, progress: float) -> None:
-        """Put the step's embeddings into the queues."""
+        """Put the step's embeddings into the queues, and frozen prototypes back where they were."""
+        self.prototypes.weight.copy_(self.prototypes.weight if self.frozen is None else self.frozen)
         self.progress.fill_(progress)
         for queue in self.queues.values():
             cast(Queue, queue).commit()
@@ -139,9 +140,8 @@ class SwAV(Objective):
     ) -> dict[str, Tensor]:
         """Terms of `swav_loss`."""
         views = {view: embedding.z for view, embedding in online.items()}
-        weight = self.prototypes.weight
-        if int(self.step) <= self.freeze_steps:
-            weight = weight.detach() + 0 * weight  # a gradient of zeros; none at all is taken for a fault
+        weight = self.prototypes.weight  # where frozen with a gradient of zeros; none at all is taken for a fault
+        weight = weight if self.frozen is None else self.frozen + 0 * weight
         queues = {view: cast(Queue, queue) for view, queue in self.queues.items()}
         full = {view: queue.rows for view, queue in queues.items() if queue.full}
         if float(self.progress) >= self.queue_start:

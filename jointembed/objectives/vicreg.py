@@ -29,7 +29,7 @@ def vicreg_loss(
     """VICReg's loss of two branches: lambda s(a, b) + mu v + nu c, of the global batch.
 
     With v_k = (1/D) sum_j max(0, gamma - sqrt(Var_j + eps)) and c_k = (1/D) sum_{i != j} C_ij^2 of branch k, unbiased:
-    * `official`, the authors' code: s is the mean over N and D of (a - b)^2, v the mean and c the sum over branches.
+    * `official`, their code: s is the mean over N and D of (a - b)^2, v the mean and c the sum over branches.
     * `paper`, eq. 1-6: s is the mean over N of ||a - b||^2, v and c are sums over branches.
 
     A coefficient of a branch takes its place inside: mu v becomes mu_a v_a + mu_b v_b, halved in `official`.
@@ -96,8 +96,7 @@ class VICReg(Objective):
     """VICReg of any number B of views, which may or may not share a branch.
 
     With two views this is `vicreg_loss`. s is the mean over `pairs` of views (None: all; `a+b` is the mean of views a
-    and b), v the mean over views (paper: twice that), c twice the mean over views. `variance` and `covariance` take one
-    number, or one for each view by name.
+    and b), v the mean over views (paper: twice that), c twice that mean; v and c have one coefficient or one for each.
     `predictor` has the hidden widths of an MLP q: s is the mean of s(q(a), b) and s(a, q(b)), no gradient is stopped.
     """
 

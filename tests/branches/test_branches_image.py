@@ -87,6 +87,20 @@ def test_half_width_and_small_stem(model: str) -> None:
     assert full.forward_with_maps(torch.randn(2, 3, 32, 32))[1].shape[2:] == (1, 1)
 
 
+@pytest.mark.parametrize(("model", "widen"), [("resnet18", 0.5), ("resnet50", 0.5), ("resnet50", 1.0)])
+def test_a_stem_keeps_its_channels_whatever_the_width_behind_it(model: str, widen: float) -> None:
+    encoder = TorchvisionEncoder(model=model, widen=widen, stem=48, channels=1)
+    sizes = {name: tuple(weight.shape[:2]) for name, weight in encoder.named_parameters() if weight.ndim == 4}
+    assert next(iter(sizes.values())) == (48, 1)
+    assert next(shape for name, shape in sizes.items() if "layer1.0.conv1" in name)[1] == 48
+    assert encoder(torch.rand(2, 1, 64, 64)).shape == (2, encoder.width)
+    assert encoder.width == TorchvisionEncoder(model=model, widen=widen).width
+    with pytest.raises(RecipeError, match="encoder.stem: 0 channels"):
+        TorchvisionEncoder(model=model, widen=widen, stem=0)
+    with pytest.raises(RecipeError, match="encoder.stem: this is for a ResNet"):
+        TorchvisionEncoder(model="mobilenet_v2", stem=32)
+
+
 def test_zero_init_residual_starts_every_block_as_its_shortcut() -> None:
     for widen in (1.0, 0.5):
         encoder = TorchvisionEncoder(model="resnet18", zero_init_residual=True, widen=widen)

@@ -1,11 +1,15 @@
 """The EMA target."""
 
+from typing import Any
+
 import pytest
 import torch
+from ranks import run_ranks
 from torch import nn
 
+from jointembed import distributed
 from jointembed.branches.branch import Branch
-from jointembed.branches.target import make_target, update_target
+from jointembed.branches.target import forward_shuffled, make_target, update_target
 from jointembed.layers import MLP
 
 
@@ -49,3 +53,30 @@ def test_the_ends_of_the_momentum() -> None:
 def test_other_structures_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
         update_target(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)), 0.5)
+
+
+def _rows(rank: int) -> torch.Tensor:
+    return torch.randn(3, 5, generator=torch.Generator().manual_seed(rank))
+
+
+def _lent() -> dict[str, Any]:
+    """On one of two ranks: its rows through batch norm shuffled, and what every batch norm has seen."""
+    torch.manual_seed(7)
+    branch, own = Branch(Encoder(), MLP(6, widths=[4])), _rows(distributed.rank())
+    seen: list[torch.Tensor] = []
+    branch.get_submodule("encoder.0").register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    torch.manual_seed(distributed.rank())  # ranks must agree on the order all the same
+    found = forward_shuffled(branch, own)
+    return {"found": found.z, "own": own, "seen": seen[0], "z": branch(seen[0]).z.detach()}
+
+
+def test_keys_are_embedded_beside_rows_of_other_ranks_and_come_back_in_order() -> None:
+    """MoCo's shuffled batch norm: the batch of each rank is a part of a permutation of the global one."""
+    ranks = run_ranks(2, _lent)
+    every = torch.cat([one["own"] for one in ranks])
+    seen = torch.cat([one["seen"] for one in ranks])
+    places = (seen[:, None] == every[None]).all(2).int().argmax(1)  # of every row seen, in the global batch
+    assert sorted(places.tolist()) == list(range(6))
+    assert any(set(places[start : start + 3].tolist()) not in ({0, 1, 2}, {3, 4, 5}) for start in (0, 3))
+    embedded = torch.cat([one["z"] for one in ranks])[places.argsort()]
+    torch.testing.assert_close(torch.cat([one["found"] for one in ranks]), embedded)

@@ -120,6 +120,23 @@ def test_prototypes_are_scaled_each_step_and_frozen_at_first() -> None:
     assert int(again.step) == 3
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_no_optimizer_moves_frozen_prototypes(name: str) -> None:
+    """A gradient of zeros and weight decay are a step of full size to Adam."""
+    module, batch = attached(freeze_steps=5), crops()
+    optimizer = getattr(torch.optim, name)(module.parameters(), lr=1e-2, weight_decay=1e-2)
+    module.before_step({})
+    start = module.prototypes.weight.detach().clone()
+    for step in range(8):
+        module.before_step({}) if step else None
+        optimizer.zero_grad()
+        module(views(**batch))["loss"].backward()
+        optimizer.step()
+        module.end_step(0.1)
+        moved = float((module.prototypes.weight - start).detach().abs().max())
+        assert moved < 1e-12 if step < 5 else moved > 1e-4
+
+
 def test_module_is_the_function() -> None:
     module, batch = attached(freeze_steps=0, temperature=0.3, epsilon=0.2, iterations=2), crops()
     module.before_step({})
