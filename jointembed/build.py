@@ -79,12 +79,17 @@ def check(recipe: Recipe) -> Recipe:
     )
     _check_views(recipe)
     check_trackers(recipe.training.trackers)
-    if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) > 1:
-        raise RecipeError(
-            "gradient_accumulation_steps: the loss couples the samples of a batch, so the gradients of parts do not "
-            f"add up to its gradient; leave it at 1. {MICRO_BATCH}"
-        )
+    _check_accumulation(recipe)
     return dataclasses.replace(recipe, evaluation=_check_evaluation(recipe))
+
+
+def _check_accumulation(recipe: Recipe) -> None:
+    if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) <= 1:
+        return
+    reason = "gradients are not summed over batches here"
+    if make_objective(recipe).couples_samples:
+        reason = "the loss couples the samples of a batch, so the gradients of parts do not add up to its gradient"
+    raise RecipeError(f"gradient_accumulation_steps: {reason}; leave it at 1. {MICRO_BATCH}")
 
 
 def _check_encoder(block: Block, path: str) -> Block:
@@ -196,14 +201,26 @@ def _check_evaluation(recipe: Recipe) -> EvaluationRecipe:
         raise RecipeError(f"evaluation.select: the lower {select} the better, and the model with the highest is kept")
     if select not in numbers:
         raise RecipeError(f"evaluation.select: no number {select!r}{nearest(select, numbers)}")
+    embedding = options.embedding or ("z" if captions else "h")
+    expanders = (recipe.branches[recipe.views[view]].expander for view in views)
+    if select.startswith("z_") and (embedding == "z" or not any(map(_has_parameters, expanders))):
+        raise RecipeError(
+            f"evaluation.select: {select} is not measured here: it is of embeddings beside the representations, where "
+            "evaluation.embedding is h and an expander of evaluation.views has parameters"
+        )
     return dataclasses.replace(
         options,
         evaluators=evaluators,
-        embedding=options.embedding or ("z" if captions else "h"),
+        embedding=embedding,
         views=None if captions else views,
         select=select,
         correct=correct,
     )
+
+
+def _has_parameters(expander: Block) -> bool:
+    with torch.device("meta"):  # of any width of its input; on it they take no memory
+        return any(True for _ in construct(expander, EXPANDERS, 1).parameters())
 
 
 def check_correction(given: str | Block | None) -> Block | None:

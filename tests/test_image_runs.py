@@ -197,6 +197,9 @@ def test_the_target_follows_and_survives_a_resume(make: Make, tmp_path: Path) ->
         ("views={view1: net, view3: net}", "views.view3: the data gives no such view; did you mean 'view"),
         ("evaluation.evaluators=[{name: retrieval}]", "evaluation.evaluators.0: retrieval does not fit"),
         ("evaluation.evaluators=[{name: logistic, l2: 0}]", "logistic: l2 is 0"),
+        ("evaluation.evaluators=[{name: knn, k: []}]", r"evaluation.evaluators: knn: k is \[\]"),
+        ("evaluation.evaluators=[{name: knn, k: [5, 0]}]", r"evaluation.evaluators: knn: k is \[5, 0\]"),
+        ("evaluation.evaluators=[{name: knn, temperature: 0}]", "evaluation.evaluators: knn: temperature is 0"),
         ("evaluation.evaluators=[]", "evaluation.evaluators: the list is empty"),
         ("evaluation.views=[left]", "evaluation.views: no view 'left'"),
         ("data.image_evaluation=null", "data.image_evaluation: missing"),
@@ -214,10 +217,19 @@ def test_bad_recipes_are_refused_by_the_path(make: Make, override: str, message:
         make(override)
 
 
+@pytest.mark.parametrize("override", ["evaluation.embedding=z", "branches.net.expander.widths=[]"])
+def test_a_number_of_embeddings_that_are_not_measured_apart_selects_nothing(make: Make, override: str) -> None:
+    assert make("evaluation.select=z_rankme").evaluation.select == "z_rankme"
+    with pytest.raises(RecipeError, match="evaluation.select: z_rankme is not measured here"):
+        make("evaluation.select=z_rankme", override)
+
+
 def test_plain_accumulation_is_refused_and_names_the_exact_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    with pytest.raises(RecipeError, match="training.micro_batch"):
+    with pytest.raises(RecipeError, match=r"couples the samples of a batch.*training.micro_batch"):
         make()
+    with pytest.raises(RecipeError, match=r"not summed over batches here.*training.micro_batch"):
+        make("objective={name: supervised, classes: 2}")
 
 
 def test_different_branches_are_refused_with_the_reason(make: Make) -> None:
@@ -267,6 +279,47 @@ def test_a_task_that_could_not_end_is_not_begun(make: Make, tmp_path: Path) -> N
     )
     with pytest.raises(RecipeError, match="sees 1 of a picture's planes"):
         task_recipe(saved(planes, tmp_path / "planes"), "linear")
+
+
+def lists_of_pictures(root: Path) -> tuple[str, str]:
+    """Lists of all training pictures, and of one of each class."""
+    (root / "all.txt").write_text("".join(f"{name}/{k}.png\n" for name in ("dark", "light") for k in range(8)))
+    (root / "few.txt").write_text("dark/3.png\nlight/5.png\n")
+    return str(root / "all.txt"), str(root / "few.txt")
+
+
+def test_fine_tuning_does_not_take_the_list_of_the_run_for_a_share(make: Make, tmp_path: Path) -> None:
+    whole, few = lists_of_pictures(tmp_path)
+    listed = saved(make(f"data.train.subset={whole}"), tmp_path / "listed")
+    with pytest.raises(RecipeError, match=r"data.train.subset: the run was trained on the list .*all.txt, .* no 1% of"):
+        task_recipe(listed, "semi1")
+    assert task_recipe(listed, "linear").data.train["subset"] == whole
+    train = task_recipe(listed, "semi10", [f"data.train.subset={few}"]).data.train
+    assert (train["subset"], train["fraction"]) == (few, None)
+    train = task_recipe(listed, "semi10", ["data.train.subset=null"]).data.train
+    assert (train["subset"], train["fraction"]) == (None, 0.1)
+
+
+def test_overrides_say_which_labels_fine_tuning_sees(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, few = lists_of_pictures(tmp_path)
+    run = saved(make("data.train.fraction=0.5"), tmp_path / "run")
+    assert task_recipe(run, "semi1", ["data.train.subset_seed=3"]).data.train["fraction"] == 0.01
+    assert task_recipe(run, "semi1", ["data.train.fraction=0.25"]).data.train["fraction"] == 0.25
+    overrides = [f"data.train.subset={few}", "data.train.fraction=null"]
+    train = task_recipe(run, "semi1", overrides).data.train
+    assert (train["subset"], train["fraction"]) == (few, None)
+
+    def plain(*, path: str) -> ImageData:
+        return build.DATASETS["image_folder"](path=path, split="train")
+
+    monkeypatch.setitem(build.DATASETS, "plain", plain)
+    block = f"{{name: plain, path: {tmp_path / 'pictures'}}}"
+    without = saved(make(f"data.train={block}"), tmp_path / "without")
+    with pytest.raises(RecipeError, match="data.train: plain cannot give a share of its labels"):
+        task_recipe(without, "semi1")
+    assert task_recipe(without, "semi1", [f"data.train={block}"]).data.train["name"] == "plain"
 
 
 @pytest.mark.parametrize(
