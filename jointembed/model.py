@@ -114,6 +114,11 @@ class JointEmbedding(nn.Module):
         if followed:
             self.targets = nn.ModuleDict({name: make_target(self.branches[name]) for name in sorted(followed)})
 
+    @property
+    def remedies(self) -> tuple[str, str]:
+        """What to do where embeddings collapse to a point, and to a line: the objective's."""
+        return self._objective().remedies
+
     def units(self) -> list[nn.Module]:
         """What `distributed.shard` keeps together: each branch, each EMA target, the objective."""
         return [*self.branches.values(), *(self.targets or {}).values(), self._objective()]

@@ -254,6 +254,7 @@ def recipe_from_tree(tree: Mapping[str, Any], source: str) -> Recipe:
         recipe = TypeAdapter(Recipe).validate_python(tree)
     except pydantic.ValidationError as error:
         raise RecipeError(f"{source}: {first_problem(error, Recipe, tree)}") from None
+    check_numbers(tree, dataclasses.asdict(recipe), source=f"{source}: ")
     for view, branch in recipe.views.items():
         if branch not in recipe.branches:
             raise RecipeError(f"{source}: views.{view}: no branch {branch!r}{nearest(branch, recipe.branches)}")
@@ -301,6 +302,29 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str:
     names = sorted(valid)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(names) or 'none'}"
+
+
+def check_numbers(given: Any, checked: Any, path: str = "", *, source: str = "") -> None:
+    """Refuse true and false where a number belongs, which pydantic takes for 1 and 0.
+
+    Args:
+        given: what stands in the recipe.
+        checked: the same after validation; a mapping may have more keys, a value another type.
+        path: dotted path of the value.
+        source: what the message begins with.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    below: list[tuple[Any, Any, Any]] = []
+    if isinstance(given, Mapping) and isinstance(checked, Mapping):
+        below = [(key, value, checked.get(key)) for key, value in given.items()]
+    elif isinstance(given, list | tuple) and isinstance(checked, list | tuple):
+        below = [(number, *pair) for number, pair in enumerate(zip(given, checked, strict=False))]
+    elif isinstance(given, bool) and isinstance(checked, int | float) and not isinstance(checked, bool):
+        raise RecipeError(f"{source}{path}: a number expected, found {str(given).lower()}")
+    for key, value, one in below:
+        check_numbers(value, one, f"{path}.{key}" if path else str(key), source=source)
 
 
 def first_problem(error: pydantic.ValidationError, root: Any, tree: Any) -> str:
@@ -388,6 +412,7 @@ def check_block(block: Mapping[str, Any], table: Mapping[str, Callable[..., Any]
             problem = error.errors()[0]
             found = arguments[key]
             raise RecipeError(f"{path}.{key}: {problem['msg']}, found {found!r} ({type(found).__name__})") from None
+        check_numbers(arguments[key], checked[key], f"{path}.{key}")
     return checked
 
 

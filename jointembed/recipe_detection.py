@@ -1,5 +1,6 @@
 """Recipes of detection runs: as strict as those of `recipe`, with the keys that a detector needs."""
 
+import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import field
@@ -11,7 +12,7 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from jointembed.errors import RecipeError
-from jointembed.recipe import STRICT_KEYS, Block, Count, Positive, Seconds, first_problem, read_tree
+from jointembed.recipe import STRICT_KEYS, Block, Count, Positive, Seconds, check_numbers, first_problem, read_tree
 
 Steps = Annotated[int, Field(ge=0)]  # 0: only at the end
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -98,6 +99,7 @@ def detection_recipe_from_tree(tree: Mapping[str, Any], source: str) -> Detectio
         recipe = TypeAdapter(DetectionRecipe).validate_python(tree)
     except pydantic.ValidationError as error:
         raise RecipeError(f"{source}: {first_problem(error, DetectionRecipe, tree)}") from None
+    check_numbers(tree, dataclasses.asdict(recipe), source=f"{source}: ")
     if (recipe.encoder is None) == (recipe.init_from is None):
         raise RecipeError(f"{source}: encoder: give either it or init_from, what the detector starts from")
     return recipe

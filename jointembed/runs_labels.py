@@ -80,7 +80,15 @@ def evaluate_task(
 
 
 def task_recipe(run: Path, task: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The checked recipe of a task: that of the run with another objective, optimizer, schedule and view."""
+    """The checked recipe of a task: that of the run with another objective, optimizer, schedule and view.
+
+    Fine-tuning takes the task's share of the labels of `data.train` as the overrides leave it, unless they say which
+    pictures these are.
+
+    Raises:
+        RecipeError: an unknown task, an override that does not fit, data without labels, or data that no share can be
+            taken of.
+    """
     if task not in TASKS:
         raise RecipeError(f"--task: no {task!r}{nearest(task, TASKS)}")
     tree = recipe_tree(run_recipe(run))
@@ -93,9 +101,12 @@ def task_recipe(run: Path, task: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{run}: branch {branch!r} has members; {task} takes one encoder")
     if task in _TRANSFER and not any(one.startswith("data.train") for one in overrides):
         raise RecipeError(f"--task {task}: say where its pictures are: data.train.path=... data.validation.path=...")
-    tree = _derived(tree, run, task, TASKS[task])
+    how = TASKS[task]
+    tree = _derived(tree, run, task, how)
     for override in overrides:
         set_key(tree, override)
+    if isinstance(how, FineTuning) and not _says_pictures(overrides, tree):
+        tree["data"]["train"] = _share(tree["data"]["train"], how.fraction, task)
     if tree["data"]["validation"] is None:
         raise RecipeError(
             f"{run}: its recipe has no data.validation, which {task} is judged on; give data.validation...="
@@ -123,7 +134,6 @@ def _derived(tree: dict[str, Any], run: Path, task: str, how: ProbeProtocol | Fi
     block = tree["branches"][branch] | alone
     if isinstance(how, FineTuning):
         block["lr_scale"] = how.encoder_lr / how.head_lr
-        tree["data"]["train"] = _share(tree["data"]["train"], how.fraction)
     decay = how.weight_decay if isinstance(how, ProbeProtocol) else 0.0
     return tree | {
         "name": f"{tree['name']}_{task}",
@@ -151,8 +161,28 @@ def _schedule(how: ProbeProtocol | FineTuning) -> dict[str, Any]:
     return {"name": "cosine"}
 
 
-def _share(block: Mapping[str, Any], fraction: float) -> dict[str, Any]:
-    """The data block with a share of the labels; a list of file names that stands there already is kept."""
+def _says_pictures(overrides: Sequence[str], tree: Mapping[str, Any]) -> bool:
+    """Whether overrides, applied to `tree`, say themselves which pictures a task learns from.
+
+    `data.train.subset=null` alone does not: it leaves out the list of the run, and all labels would remain.
+    """
+    keys = {override.partition("=")[0] for override in overrides}
+    if keys & {"data", "data.train", "data.train.fraction"}:
+        return True
+    return "data.train.subset" in keys and tree["data"]["train"].get("subset") is not None
+
+
+def _share(block: Mapping[str, Any], fraction: float, task: str) -> dict[str, Any]:
+    """The data block with a share of the labels. Raises RecipeError where it is a list of pictures, or takes none."""
+    if block.get("subset") is not None:
+        raise RecipeError(
+            f"data.train.subset: the run was trained on the list {block['subset']}, which is no {100 * fraction:g}% of "
+            f"the labels; {task} needs data.train.subset=LIST of its pictures, or data.train.subset=null for "
+            f"{100 * fraction:g}% of all"
+        )
     if "fraction" not in block:
-        raise RecipeError(f"data.train: {block['name']} cannot give a share of its labels; set data.train")
-    return dict(block) if block.get("subset") else dict(block) | {"fraction": fraction}
+        raise RecipeError(
+            f"data.train: {block['name']} cannot give a share of its labels; give {task} a data.train={{name: ...}} "
+            "that holds no more than those"
+        )
+    return dict(block) | {"fraction": fraction}

@@ -16,6 +16,7 @@ from jointembed.recipe import Recipe, nearest
 from jointembed.report.curves import read_metrics
 from jointembed.report.plots import (
     Sample,
+    check_pairs,
     check_rows,
     draw_curves,
     draw_map,
@@ -65,11 +66,12 @@ def plot_run(run: Path, out: Path, *, split: str | None = None, tsne: bool = Fal
     draw_spectrum(sample.vectors, out / "spectrum.png")
     draw_map(sample, out / "map.png", tsne=tsne)
     done.files += [out / "spectrum.png", out / "map.png"]
-    if len(sample.matched):
+    problem = check_pairs(sample)
+    if problem:
+        done.skipped["similarity.png"] = problem
+    else:
         draw_similarity(sample, out / "similarity.png")
         done.files.append(out / "similarity.png")
-    else:
-        done.skipped["similarity.png"] = "one view and no two pictures of one class: no pair is known to match"
     return done
 
 

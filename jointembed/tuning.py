@@ -260,7 +260,7 @@ def _run_trial(
     trial.set_user_attr("minutes", (time.monotonic() - begun) / 60)
     best = _best(run, search.metric, search.direction)
     if state == "COMPLETE" and best is None:
-        state, error = "FAIL", f"no number {search.metric} in {run / 'metrics.jsonl'}"
+        state, error = "FAIL", f"no finite number {search.metric} in {run / 'metrics.jsonl'}"
     if best is not None:
         for key, value in zip(("best", "epoch", "looks"), best, strict=True):
             trial.set_user_attr(key, value)
@@ -317,9 +317,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _looks(run: Path, metric: str) -> list[tuple[float, float]]:
-    """Epoch and number of each look at the validation data."""
+    """Epoch and number of each look at the validation data; those that are not finite are none: Optuna takes no NaN."""
     lines = of_kind(read_metrics(run / "metrics.jsonl").lines, "validation")
-    return [(line.get("epoch", 0.0), float(line[metric])) for line in lines if is_number(line.get(metric))]
+    numbers = [(line.get("epoch", 0.0), float(line[metric])) for line in lines if is_number(line.get(metric))]
+    return [look for look in numbers if math.isfinite(look[1])]
 
 
 def _best(run: Path, metric: str, direction: str) -> tuple[float, float, int] | None:

@@ -29,7 +29,7 @@ from jointembed.data.captions_table import caption_table
 from jointembed.data.json_file import read_text
 from jointembed.data.pictures import PictureFolder
 from jointembed.data.records import CaptionData
-from jointembed.data.shards import is_picture
+from jointembed.data.shards import SUFFIXES, is_picture
 from jointembed.errors import DataError, JointEmbedError
 
 FORMAT = 1
@@ -144,16 +144,19 @@ def make_shards(data: CaptionData, out: Path, *, size: int, seed: int, decode: b
         decode: refuse a picture that cannot be decoded before it is packed.
 
     Raises:
-        DataError: naming the picture that is none; a folder that holds shards of other data or settings; a shard
-            that does not read back as it was written.
+        DataError: naming the picture that is none, or whose suffix no reader of shards takes; a folder that holds
+            shards of other data or settings; a shard that does not read back as it was written.
     """
     if size < 1:
         raise DataError(f"--size {size}: a shard holds at least 1 sample")
     count = len(data.pictures)
     order = np.arange(count) if seed < 0 else np.random.default_rng(seed).permutation(count)
+    _check_names(data)
     made_of = {"format": FORMAT, "fingerprint": data.fingerprint, "size": size, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)
     done = _started(out, made_of)
+    if not done:  # before the first shard: one that no manifest lists would be taken for another's
+        _write_manifest(out, made_of | {"complete": False, "shards": []})
     parts = [order[first : first + size] for first in range(0, count, size)]
     for number, part in enumerate(parts):
         path = out / f"{number:05d}.tar"
@@ -175,10 +178,25 @@ def _started(out: Path, made_of: dict[str, Any]) -> list[dict[str, Any]]:
             raise DataError(f"{stray}: a shard that no {MANIFEST} lists; choose an empty folder")
         return []
     manifest = _read_manifest(out / MANIFEST)
+    if not manifest["shards"] and not any(out.glob("*.tar")):  # stopped before there was anything
+        return []
     for key, value in made_of.items():
         if manifest.get(key) != value:
             raise DataError(f"{out / MANIFEST}: {key} is {manifest.get(key)}, now {value}; choose an empty folder")
     return manifest["shards"]
+
+
+def _check_names(data: CaptionData) -> None:
+    """Raise DataError naming a picture that would be packed, and not found again: members are known by their suffix."""
+    assert isinstance(data.pictures, PictureFolder)  # every reader above gives one
+    for name in data.pictures.names:
+        if not is_picture(_member(name, "0")):
+            known = ", ".join(SUFFIXES)
+            raise DataError(f"{data.pictures.root / name}: shards hold pictures called {known}; rename the file")
+
+
+def _member(name: str, key: str) -> str:
+    return f"{key}{Path(name).suffix.lower()}"
 
 
 def _write_shard(path: Path, data: CaptionData, numbers: np.ndarray, *, first: int, decode: bool) -> str:
@@ -220,7 +238,7 @@ def _members(data: CaptionData, number: int, key: str, *, decode: bool) -> list[
     record = {"id": data.picture_ids[number], "file": name, "captions": list(data.captions[int(data.item[number])])}
     words = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
     picture = (data.pictures.root / name).read_bytes()
-    return [(f"{key}{Path(name).suffix.lower()}", picture), (f"{key}.json", words)]
+    return [(_member(name, key), picture), (f"{key}.json", words)]
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 `SEARCH` is the folder of `jointembed tune`. The first figure has the five objectives, and every run of `SEARCH` and
 `RUNS` over its effective rank. The second has a panel for each question: a panel over a key shows the runs that differ
-from each other in that key alone.
+from each other in that key alone; that of the contrastive term has VICReg without it (the run called `none`) and the
+best trial of InfoNCE as lines, where they are there.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from jointembed.tuning import read_trials
 NAMES = {"vicreg": "VICReg", "barlow_twins": "Barlow Twins", "clip": "InfoNCE", "siglip": "SigLIP", "vse": "VSE++"}
 COLOUR = dict(zip(NAMES, COLOURS, strict=False))
 RATE = "optimizer.lr"
+ALONE = "none"  # the run in RUNS without a contrastive term
 PLAIN = "validation-full"  # the folder of an evaluation of val without correction
 CHANCE = 5.0  # rsum below which a run knows nothing: chance is 3.2
 SPECTRA = {  # run in RUNS: what the panel of spectra calls it
@@ -73,7 +75,7 @@ def log_ticks(axes: Axes, values: Iterable[float]) -> None:
 
 
 def draw_trials(search: Path, axes: Axes) -> None:
-    """Rsum of every trial over its learning rate; a line for each value of what is the objective's own."""
+    """Rsum of every trial over its learning rate; a line, solid and dashed, for each value of the objective's own."""
     seen = set()
     for folder, found in read_trials(search).items():
         name = folder.name.removeprefix("flickr8k_")
@@ -81,16 +83,17 @@ def draw_trials(search: Path, axes: Axes) -> None:
             continue
         lines: dict[str, list[tuple[float, float]]] = {}
         for trial in found.trials:
-            own = [value for key, value in trial.parameters.items() if key != RATE]
+            own = [f"{key.rpartition('.')[2]} {value}" for key, value in trial.parameters.items() if key != RATE]
             seen.add(trial.parameters[RATE])
             if trial.value is not None:
-                lines.setdefault(str(own), []).append((trial.parameters[RATE], trial.value))
-        for number, (style, points) in enumerate(zip(("-", "--"), lines.values(), strict=False)):
+                lines.setdefault(", ".join(own), []).append((trial.parameters[RATE], trial.value))
+        for style, (own_value, points) in zip(("-", "--"), lines.items(), strict=False):
             rates, values = zip(*sorted(points), strict=True)
-            axes.plot(rates, values, f"o{style}", color=COLOUR[name], label=None if number else NAMES[name])
+            label = ", ".join(filter(None, (NAMES[name], own_value.replace("_", " "))))
+            axes.plot(rates, values, f"o{style}", color=COLOUR[name], label=label)
     axes.set(xlabel="learning rate", ylabel="rsum on val after three epochs")
     log_ticks(axes, seen)
-    axes.legend()
+    axes.legend(fontsize=7)
 
 
 def draw_ranks(runs: Iterable[Run], axes: Axes) -> None:
@@ -118,6 +121,20 @@ def draw_study(search: Path, studies: Sequence[str], axes: Axes, over: str, line
         axes.legend()
 
 
+def draw_contrast(search: Path, runs: Iterable[Run], axes: Axes) -> None:
+    """Rsum over the weight of InfoNCE beside VICReg; the weight 0 has no place on the axis, and is a line."""
+    draw_study(search, ("contrast",), axes, "contrast.weight")
+    axes.set(xlabel="weight of InfoNCE beside VICReg")
+    best = {folder.name: one.ranked[0].value for folder, one in read_trials(search).items() if one.trials}
+    alone = next((run.rsum for run in runs if run.folder.name == ALONE), None)
+    known = ((alone, "vicreg", "weight 0"), (best.get("flickr8k_clip"), "clip", "InfoNCE alone"))
+    for rsum, objective, label in known:
+        if rsum is not None:
+            axes.axhline(rsum, linestyle="--", color=COLOUR[objective], label=label)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
 def draw_over(runs: Iterable[Run], key: str, axes: Axes, other: tuple[str, ...] = ()) -> None:
     """Rsum of runs over a key, a line for those that differ in it alone; `other`, and how they are judged, may too."""
     groups: dict[str, dict[float, Run]] = {}
@@ -137,9 +154,9 @@ def draw_over(runs: Iterable[Run], key: str, axes: Axes, other: tuple[str, ...] 
 
 
 def draw_spectra(runs: Iterable[Run], axes: Axes) -> None:
-    """The spectrum of the captions' covariance, each over its largest eigenvalue."""
+    """The eigenvalues of the captions' covariance over the largest; `spectrum` holds their roots."""
     for run in sorted(runs, key=lambda one: list(SPECTRA).index(one.folder.name)):
-        values = np.array(run.collapse["text"]["spectrum"])
+        values = np.array(run.collapse["text"]["spectrum"]) ** 2
         axes.plot(1 + np.arange(len(values)), values / values[0], label=SPECTRA[run.folder.name])
     axes.set(ylim=(0, 1.02), xlabel="dimension of the captions' embeddings", ylabel="eigenvalue over the largest")
     log_ticks(axes, (1, 10, 100, 1000))
@@ -164,8 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         top.set(xlabel="invariance (variance 25)")
         draw_ranks([run for run in runs if run.folder.parent.name.endswith(("_map", "_ridge"))], rank)
         draw_spectra([run for run in runs if run.folder.name in SPECTRA], spectra)
-        draw_study(given.search, ("contrast",), contrast, "contrast.weight")
-        contrast.set(xlabel="weight of InfoNCE beside VICReg")
+        draw_contrast(given.search, runs, contrast)
         draw_over(runs, "loader.batch", batch)
         batch.set(xlabel="batch")
         draw_over(runs, "data.share.captions", captions, ("training.epochs",))

@@ -48,7 +48,7 @@ class Job:
         wanted = recipe_tree(build.check(load_recipe(ROOT / self.recipe, self.overrides)))
         if yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) != wanted:
             raise JointEmbedError(f"{folder}: holds a run of another recipe; move it away or take another --out")
-        return (folder / self.record).is_file()
+        return _is_whole(folder / self.record)
 
     def command(self, out: Path) -> list[str]:
         """What is run."""
@@ -117,6 +117,15 @@ def jobs_of(table: str, seeds: Sequence[int] | None, change: Sequence[str]) -> l
             for seed in seeds or range(cell.seeds)
         ]  # fmt: skip
     return jobs
+
+
+def _is_whole(record: Path) -> bool:
+    """Whether a record is there and was written to its end: a kill may have cut it short."""
+    try:
+        json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def shard(jobs: list[Job], part: str) -> list[Job]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import TINY, write_captions
 
-from jointembed import build, runs
+from jointembed import branches, build, runs
 from jointembed.inference.export import export_model
 from jointembed.model import JointEmbedding
-from jointembed.recipe import load_recipe
+from jointembed.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +38,22 @@ def lines_of(run_folder: Path) -> list[dict[str, Any]]:
 def test_own_branch(tmp_path: Path) -> None:
     run(tmp_path, "examples/own_branch.py", "training.epochs=0.3", "evaluation.batch=64")
     assert lines_of(tmp_path / "runs/colours")[-1]["kind"] == "validation"
+
+
+def test_the_branch_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## A branch of your own")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(ROOT)
+    trained: list[tuple[Recipe, Path]] = []
+    monkeypatch.setattr(runs, "train", lambda *given: trained.append(given))
+    monkeypatch.setattr(branches, "ENCODERS", dict(branches.ENCODERS))
+    monkeypatch.setattr(build, "ENCODERS", branches.ENCODERS)
+    exec(code, {"__name__": "readme"})
+    (recipe, folder), *more = trained
+    assert not more and folder == Path("runs/colours")
+    assert recipe.branches["image"].encoder == {"name": "colours", "grid": 4}
+    colours = branches.ENCODERS["colours"](grid=2)
+    assert colours(torch.zeros(3, 3, 8, 8, dtype=torch.uint8)).shape == (3, colours.width)
 
 
 def test_own_objective(tmp_path: Path) -> None:

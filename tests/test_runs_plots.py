@@ -59,8 +59,11 @@ evaluation: {evaluators: [{name: collapse}]}
 """
 
 
-@pytest.mark.parametrize("labels", [True, False])
-def test_a_run_of_pictures_alone(tmp_path: Path, labels: bool) -> None:
+@pytest.mark.parametrize(
+    ("labels", "classes", "missing"),
+    [(True, 2, None), (False, 2, "no pair is known to match"), (True, 1, "all are of one class")],
+)
+def test_a_run_of_pictures_alone(tmp_path: Path, labels: bool, classes: int, missing: str | None) -> None:
     import numpy as np
     from PIL import Image
 
@@ -68,7 +71,7 @@ def test_a_run_of_pictures_alone(tmp_path: Path, labels: bool) -> None:
     from jointembed.recipe import load_recipe
 
     for number in range(12):
-        path = tmp_path / "data" / f"class{number % 2}" / f"{number}.png"
+        path = tmp_path / "data" / f"class{number % classes}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
@@ -77,5 +80,5 @@ def test_a_run_of_pictures_alone(tmp_path: Path, labels: bool) -> None:
     runs.train(build.check(load_recipe(tmp_path / "r.yaml")), tmp_path / "run")
     done = plot_run(tmp_path / "run", tmp_path / "plots")
     drawn = {path.name for path in done.files}
-    assert drawn == (ALL if labels else ALL - {"similarity.png"})
-    assert labels or "no pair is known to match" in done.skipped["similarity.png"]
+    assert drawn == (ALL if missing is None else ALL - {"similarity.png"})
+    assert missing is None or missing in done.skipped["similarity.png"]

@@ -19,6 +19,7 @@ from jointembed import build
 from jointembed.cli import main
 from jointembed.errors import CheckpointError, Interrupted, RecipeError
 from jointembed.recipe import load_recipe
+from jointembed.report.trials import Trial, Trials, trials_page
 from jointembed.training.lock import FolderLock
 from jointembed.tuning import TuneError, read_trials, tune
 from jointembed.tuning_space import load_space
@@ -200,6 +201,20 @@ def test_a_failing_trial_costs_no_other(space: Path) -> None:
     assert found.ranked[-1] is failed
 
 
+@pytest.mark.parametrize("looks", [{1}, {1, 2, 3}])
+def test_looks_that_are_not_finite_do_not_count(space: Path, looks: set[int]) -> None:
+    text = PLAYER.replace("rsum = 100", f"rsum = math.nan if run.name == 'trial-001' and epoch in {looks} else 100")
+    (space.parent / "player.py").write_text(text)
+    found = play(space)
+    assert len(found.trials) == 4
+    states = [one.state for one in found.trials]
+    if looks == {1}:
+        assert "failed" not in states and found.trials[1].value is not None and found.trials[1].looks < 3
+    else:
+        assert states.count("failed") == 1 and "no finite number rsum in" in found.trials[1].note
+    assert len(play(space, trials=5).trials) == 5
+
+
 def test_a_search_that_cannot_work_ends(space: Path) -> None:
     with pytest.raises(TuneError, match="the first 3 trials failed, the last with: data/captions.json"):
         play(space, 0.0, "True", trials=20)
@@ -377,6 +392,24 @@ def test_the_command_prints_one_document(
         assert code == 0 and err.count("trial-000: rsum") == (2 if arguments is both else 0), err
         titles = sorted(one["title"] for one in json.loads(shown)["tables"])
         assert titles == ["other: 1 trials", "space: 1 trials"]
+
+
+@pytest.mark.parametrize("options", [["--trials", "5"], ["--minutes", "3"], ["--out", "x"]])
+def test_what_showing_would_not_heed_is_refused(
+    space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("jointembed.cli_tune._show", lambda folder, form: None)
+    code, _, err = say(monkeypatch, capsys, "tune", "--show", str(space.parent), *options)
+    assert code == 2 and f"{options[0]} does not go with --show, which runs no search" in err
+
+
+def test_a_number_that_is_no_percentage_keeps_four_digits() -> None:
+    trials = [Trial(number, "complete", {"a": 1.0}, value) for number, value in enumerate((0.951, 0.949, 0.04))]
+    shown = trials_page(Trials("s", "z_std", "maximize", trials)).markdown()
+    assert all(f"| {words} |" in shown for words in ("0.9510", "0.9490", "0.04000"))
+    percent = Trials("s", "knn20_top1", "maximize", [Trial(0, "complete", {}, 41.25)])
+    assert "| 41.2 |" in trials_page(percent).markdown()
 
 
 def test_the_command_checks_every_search_first(

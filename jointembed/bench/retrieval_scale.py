@@ -85,7 +85,10 @@ def extrapolate(rows: Sequence[Row], images: int, dimension: int, target: int) -
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """CPU seconds and peak memory over the number of texts, as PNG; both from 0, else small growth looks large."""
+    """CPU seconds and peak memory over the number of texts, as PNG; both from 0, else small growth looks large.
+
+    The folder is made where need be.
+    """
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(1, 2)
@@ -93,6 +96,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axis.plot([row["texts"] for row in rows], [row[key] for row in rows], marker="o")
         axis.set(xscale="log", xlabel="texts", ylabel=label, ylim=(0, 1.1 * max(row[key] for row in rows)))
         axis.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 

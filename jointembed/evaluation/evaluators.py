@@ -42,7 +42,11 @@ class KNN:
     needs_train = True
 
     def __init__(self, *, k: list[int] = [20, 200], temperature: float = 0.07) -> None:  # noqa: B006 - never changed
-        """See the class."""
+        """See the class. Raises RecipeError for no k, a k below 1, or a temperature that is not above 0."""
+        if not k or min(k) < 1:
+            raise RecipeError(f"evaluation.evaluators: knn: k is {k}; expected numbers of neighbours from 1 up")
+        if not temperature > 0:
+            raise RecipeError(f"evaluation.evaluators: knn: temperature is {temperature}; expected a number above 0")
         self.k, self.temperature = tuple(k), temperature
         self.numbers = tuple(f"knn{one}_{top}" for one in self.k for top in ("top1", "top5"))
 

@@ -154,8 +154,8 @@ def ground_truth(path: Path, image_ids: np.ndarray, text_ids: np.ndarray) -> Gro
         text_ids: (T,) COCO caption ids of the rows.
 
     Raises:
-        EvaluationError: naming the file, and a query in it that is not among the rows, or an answer where more than
-            one in a thousand are not.
+        EvaluationError: naming the file, and a pair that it lists twice, a query in it that is not among the rows, or
+            an answer where more than one in a thousand are not.
     """
     kind = next((kind for kind in _PARTNERS if kind in path.name), None)
     if kind is None:
@@ -185,6 +185,11 @@ def _lookup(
         pairs = [(int(query), int(answer)) for query, listed in judged.items() for answer in listed]
     except (ValueError, TypeError, AttributeError) as error:
         raise EvaluationError(f"{path}: not a JSON object of id -> list of ids ({error})") from None
+    seen: set[tuple[int, int]] = set()
+    for pair in pairs:
+        if pair in seen:
+            raise EvaluationError(f"{path}: {sides[0]} id {pair[0]} lists {sides[1]} id {pair[1]} twice")
+        seen.add(pair)
     for rows, column, side, most in ((queries, 0, sides[0], 0.0), (answers, 1, sides[1], _OUTSIDE * len(pairs))):
         outside = [pair[column] for pair in pairs if pair[column] not in rows]
         if len(outside) > most:

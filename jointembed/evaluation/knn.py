@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jointembed.errors import EvaluationError
-from jointembed.evaluation.accuracy import accuracies, check_labelled, true_ranks
+from jointembed.evaluation.accuracy import TOP, accuracies, check_labelled, true_ranks
 from jointembed.evaluation.rows import Rows, full_precision, read_rows
 
 _SCORES = 1 << 24  # of a block: 64 MB
@@ -54,7 +54,7 @@ def knn_ranks(
         temperature: of the votes.
 
     Returns:
-        k -> (M,) int64: how many classes come before the true one, C where that has no vote.
+        k -> (M,) int64: how many classes come before the true one; where that has no vote, C or 5, whichever is more.
 
     Raises:
         EvaluationError: for more neighbours than train rows, rows and labels that do not fit, or values that are not
@@ -142,6 +142,7 @@ def _vote(logits: Tensor, labels: Tensor, row: Tensor, true: Tensor, classes: in
         classes: C.
     """
     found = np.empty(len(row), dtype=np.int64)
+    nowhere = max(classes, *TOP)  # outside the first five, however few classes there are
     step = max(1, _SCORES // classes)
     for first in range(0, len(row), step):
         some = row[first : first + step]
@@ -149,5 +150,5 @@ def _vote(logits: Tensor, labels: Tensor, row: Tensor, true: Tensor, classes: in
         votes = torch.zeros(len(some), classes, dtype=torch.float64).scatter_add_(1, labels[some], weight)
         own = true[first : first + step]
         rank = true_ranks(votes, own)
-        found[first : first + step] = np.where(votes.gather(1, own[:, None])[:, 0].numpy() > 0, rank, classes)
+        found[first : first + step] = np.where(votes.gather(1, own[:, None])[:, 0].numpy() > 0, rank, nowhere)
     return found

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jointembed.errors import EvaluationError
+from jointembed.errors import EmbeddingsError, EvaluationError
+from jointembed.inference.embeddings import finished_shards, parquet_path, read_header
 
 if TYPE_CHECKING:  # imported where it is used: an evaluation of other files does without
     from pyarrow.parquet import ParquetFile
@@ -21,6 +22,7 @@ class EmbeddingParts:
     Attributes:
         paths: of the files.
         width: D.
+        model: SHA-256 of the model that `jointembed embed` noted in the folder; None of other files.
     """
 
     def __init__(self, source: Path | str | Sequence[Path | str]) -> None:
@@ -29,11 +31,16 @@ class EmbeddingParts:
         Args:
             source: a folder of `.parquet` files with a column `vector` (and `id`), or of `.safetensors` files with one
                 matrix, named `vector` where there are other tensors; taken in the order of their names. Or such files.
+                A folder with an `embeddings.json` is read as `jointembed embed` wrote it, and must be finished.
 
         Raises:
-            EvaluationError: naming the file that is missing, no such file, or of another width.
+            EvaluationError: naming the file that is missing, no such file, or of another width; the shards that
+                `jointembed embed` has not finished.
         """
-        if isinstance(source, Path | str) and Path(source).is_dir():
+        self.model: str | None = None
+        if isinstance(source, Path | str) and (Path(source) / "embeddings.json").is_file():
+            found, self.model = _embedded(Path(source))
+        elif isinstance(source, Path | str) and Path(source).is_dir():
             found = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".parquet", ".safetensors")]
         else:
             found = [Path(one) for one in ([source] if isinstance(source, Path | str) else source)]
@@ -155,7 +162,16 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def rows_of_pairs(image: EmbeddingParts, text: EmbeddingParts, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Pairs of ids as pairs of rows, (P, 2) int64. Raises EvaluationError naming an id that is not there."""
+    """Pairs of ids as pairs of rows, (P, 2) int64.
+
+    Raises:
+        EvaluationError: naming an id that is not there; embeddings of two models.
+    """
+    if image.model and text.model and image.model != text.model:
+        raise EvaluationError(
+            f"{text.paths[0].parent}: embedded by another model ({text.model[:12]}) than {image.paths[0].parent} "
+            f"({image.model[:12]}); vectors of two models have nothing in common"
+        )
     if not pairs:
         raise EvaluationError("pairs: there are none")
     columns = []
@@ -166,6 +182,20 @@ def rows_of_pairs(image: EmbeddingParts, text: EmbeddingParts, pairs: Sequence[t
             raise EvaluationError(f"pairs: the {side} id {unknown!r} is not among the {len(row):,} embedded ones")
         columns.append([row[one] for one in ids])
     return np.array(columns, dtype=np.int64).T.copy()
+
+
+def _embedded(folder: Path) -> tuple[list[Path], str]:
+    """The files of a folder that `jointembed embed` has finished, and the SHA-256 of its model."""
+    try:
+        header = read_header(folder)
+        marks = finished_shards(folder, header)
+    except EmbeddingsError as error:
+        raise EvaluationError(str(error)) from None
+    paths = [parquet_path(folder, number) for number in range(len(marks))]
+    for path, mark in zip(paths, marks, strict=True):
+        if not path.is_file() or path.stat().st_size != mark["bytes"]:
+            raise EvaluationError(f"{path}: missing or cut short; its mark says {mark['bytes']:,} bytes")
+    return paths, str(header["model"]["sha256"])
 
 
 def _matrix(path: Path) -> tuple[str, tuple[int, int]]:

@@ -16,6 +16,7 @@ from jointembed.evaluation.corrections import Scored
 from jointembed.evaluation.files import GroundTruth
 from jointembed.evaluation.retrieval import (
     RetrievalRanks,
+    check_embeddings,
     merge_folds,
     retrieval_ranks,
     summarize,
@@ -73,6 +74,7 @@ class Protocol:
         Raises:
             EvaluationError: if the data do not fit the protocol, and as `retrieval_ranks`.
         """
+        check_embeddings(image, text)  # a correction takes what it is given, or fails at it
         image_item = whole_numbers("image_item", image_item, len(image))
         text_item = whole_numbers("text_item", text_item, len(text))
         self._check_pictures(image_item)

@@ -129,7 +129,7 @@ def retrieval_ranks(
             out of range, a pair given twice, or shapes that do not fit.
     """
     wanted = check_k(k)
-    _check_embeddings(image, text)
+    check_embeddings(image, text)
     if block < 1:
         raise EvaluationError(f"block is {block}; it must be at least 1 image")
     truth = check_truth(positives, t2i_positives, len(image), len(text), missing, image_item, text_item)
@@ -183,7 +183,8 @@ def _query_ranks(counts: Counts, positives: np.ndarray, item: np.ndarray, candid
     return QueryRanks(*counts, positives, item, fold=np.zeros_like(item), candidates=candidates)
 
 
-def _check_embeddings(image: Matrix | RowReader, text: Matrix | RowReader) -> None:
+def check_embeddings(image: Matrix | RowReader, text: Matrix | RowReader) -> None:
+    """Raise EvaluationError unless both are rows of a floating type, (I, D) and (T, D) of one D."""
     widths = [_width(*side) for side in (("image", image), ("text", text))]
     if widths[0] != widths[1]:
         raise EvaluationError(

@@ -46,11 +46,16 @@ class Objective(nn.Module, ABC):
             are shuffled over the ranks on their way through the target), `maps` and `target_maps`, `label`.
         couples_samples: whether the loss of a sample depends on the other samples of the batch.
         constant_lr: paths of its own modules whose learning rate stays at its peak.
+        remedies: what to do where a view's embeddings collapse to a point, and to a line.
     """
 
     needs: frozenset[str] = frozenset()
     couples_samples: bool = True
     constant_lr: tuple[str, ...] = ()
+    remedies: tuple[str, str] = (
+        "lower the learning rate, or add regularize: {variance: 1, covariance: 0.01}",
+        "add regularize: {variance: 1, covariance: 0.01}, or lower the learning rate",
+    )
 
     @abstractmethod
     def forward(

@@ -64,6 +64,7 @@ class Regularized(Wrapped):
     ) -> None:
         """See the class."""
         super().__init__(objective)
+        self.remedies = ("raise regularize.variance", "raise regularize.covariance")
         self.variance, self.covariance, self.gamma, self.eps = variance, covariance, gamma, eps
 
     def forward(

@@ -32,13 +32,11 @@ def vicreg_loss(
     * `official`, their code: s is the mean over N and D of (a - b)^2, v the mean and c the sum over branches.
     * `paper`, eq. 1-6: s is the mean over N of ||a - b||^2, v and c are sums over branches.
 
-    A coefficient of a branch takes its place inside: mu v becomes mu_a v_a + mu_b v_b, halved in `official`.
-
     Args:
         a: (N, D) embeddings of one branch.
         b: (N, D) embeddings of the other.
         invariance: lambda.
-        variance: mu, one for both branches or one for each.
+        variance: mu, one for both branches or one for each: mu v becomes mu_a v_a + mu_b v_b, halved in `official`.
         covariance: nu, one for both branches or one for each.
         gamma: target standard deviation.
         eps: added to the variance.
@@ -99,6 +97,8 @@ class VICReg(Objective):
     and b), v the mean over views (paper: twice that), c twice that mean; v and c have one coefficient or one for each.
     `predictor` has the hidden widths of an MLP q: s is the mean of s(q(a), b) and s(a, q(b)), no gradient is stopped.
     """
+
+    remedies = ("raise objective.variance or lower objective.invariance", "raise objective.covariance")
 
     def __init__(
         self,

@@ -84,6 +84,7 @@ class VICRegL(PairObjective):
     """
 
     needs = frozenset({"maps"})
+    remedies = ("raise objective.variance or lower objective.invariance", "raise objective.covariance")
     projectors: nn.ModuleDict
 
     def __init__(

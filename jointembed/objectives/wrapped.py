@@ -17,6 +17,7 @@ class Wrapped(Objective):
         super().__init__()
         self.objective = objective
         self.needs = objective.needs
+        self.remedies = objective.remedies
         self.constant_lr = tuple(f"objective.{path}" for path in objective.constant_lr)
 
     def forward(

@@ -161,7 +161,10 @@ def draw_spectrum(vectors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def draw_similarity(sample: Sample, path: Path, *, seed: int = 0) -> None:
-    """Cosines of matched pairs and of all others, and how often a matched one is the higher of the two."""
+    """Cosines of matched pairs and of all others, and how often a matched one is the higher of the two.
+
+    There must be pairs of both kinds; `check_pairs` says so.
+    """
     from sklearn.metrics import roc_auc_score
 
     matched, unmatched = similarities(sample, seed=seed)
@@ -304,6 +307,17 @@ def pairs_of_classes(label: np.ndarray) -> np.ndarray:
     """Rows of the same class, each pair once: (P, 2)."""
     same = (label[:, None] == label[None, :]) & np.tri(len(label), k=-1, dtype=bool)
     return np.argwhere(same)
+
+
+def check_pairs(sample: Sample) -> str | None:
+    """Why similarities of matched and other pairs cannot be compared, or None."""
+    if not len(sample.matched):
+        return "one view and no two pictures of one class: no pair is known to match"
+    first, last = (len(sample.vectors[view]) for view in sample.ends)
+    pairs = first * (first - 1) // 2 if sample.ends[0] == sample.ends[1] else first * last
+    if len(sample.matched) == pairs:
+        return "all are of one class: every pair matches, and there is no other to compare with"
+    return None
 
 
 def check_rows(vectors: Mapping[str, Tensor]) -> str | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jointembed import distributed
-from jointembed.errors import CheckpointError, JointEmbedError
+from jointembed.errors import CheckpointError, RecipeError
 from jointembed.model import JointEmbedding
 
 logger = logging.getLogger("jointembed")
@@ -25,13 +25,13 @@ COLLAPSE_RANK = 2.0
 
 
 def check_trackers(names: list[str]) -> None:
-    """Refuse trackers that Accelerate does not know, or would drop in silence because they are not installed."""
+    """Raise RecipeError for trackers that Accelerate does not know, or would drop in silence: not installed ones."""
     available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise JointEmbedError(f"training.trackers: no tracker {name!r}; known: {', '.join(LOGGER_TYPE_TO_CLASS)}")
+            raise RecipeError(f"training.trackers: no tracker {name!r}; known: {', '.join(LOGGER_TYPE_TO_CLASS)}")
         if name not in available:
-            raise JointEmbedError(f"training.trackers: {name} is not installed; pip install {name}")
+            raise RecipeError(f"training.trackers: {name} is not installed; pip install {name}")
 
 
 class MetricsLog:
@@ -86,12 +86,12 @@ class MetricsLog:
             self.task, completed=step, description=f"loss {values['loss']:.4g}", speed=f"{speed:.0f} samples/s"
         )
 
-    def health(self, step: int, terms: Mapping[str, Any]) -> None:
+    def health(self, step: int, terms: Mapping[str, Any], remedies: tuple[str, str]) -> None:
         """Std, correlation and RankMe of each view, and a warning, once, where one collapses."""
         prefix = "health/"
         values = {name.removeprefix(prefix): float(value) for name, value in terms.items() if name.startswith(prefix)}
         self.write("health", step, values)
-        warnings = collapse_warnings(values)
+        warnings = collapse_warnings(values, remedies)
         if warnings and not self.warned and self.main:
             self.warned = True
             for warning in warnings:
@@ -140,7 +140,7 @@ class MetricsLog:
     def say(self, text: str) -> None:
         """One line on the terminal, from the main rank, above the progress bar."""
         if self.main:
-            self.progress.console.print(text, highlight=False, soft_wrap=True)
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _cut(self, first_step: int) -> float:
         if not self.path.exists():
@@ -160,8 +160,9 @@ class MetricsLog:
         return seconds
 
 
-def collapse_warnings(values: Mapping[str, float]) -> list[str]:
-    """A sentence for each view whose embeddings have collapsed, with the remedy; empty where all is well."""
+def collapse_warnings(values: Mapping[str, float], remedies: tuple[str, str]) -> list[str]:
+    """A sentence for each view whose embeddings have collapsed to a point or a line, with its remedy; else none."""
+    point, line = remedies
     warnings = []
     for name, spread in values.items():
         view, _, measure = name.rpartition("/")
@@ -169,12 +170,8 @@ def collapse_warnings(values: Mapping[str, float]) -> list[str]:
             continue
         if spread < COLLAPSE_STD:
             warnings.append(
-                f"view {view!r} has collapsed to a point (spread {spread:.3f} of the length of its embeddings): raise "
-                "objective.variance or lower objective.invariance; for contrastive objectives check the learning rate"
+                f"view {view!r} has collapsed to a point (spread {spread:.3f} of the length of its embeddings): {point}"
             )
         elif values.get(f"{view}/rankme", float("inf")) < COLLAPSE_RANK:
-            warnings.append(
-                f"view {view!r} has collapsed to a line (RankMe {values[f'{view}/rankme']:.2f}): raise "
-                "objective.covariance, or lower the learning rate"
-            )
+            warnings.append(f"view {view!r} has collapsed to a line (RankMe {values[f'{view}/rankme']:.2f}): {line}")
     return warnings

@@ -140,7 +140,7 @@ def fit(
             if due(step, log_every, steps) and not bad:
                 log.training(step, terms, lr=schedule(step - 1), gradient_norm=norm)
             if core.watch and not bad:
-                log.health(step, terms)
+                log.health(step, terms, core.remedies)
             if validate is not None and due(step, validate_every, steps):
                 with distributed.unsharded(core):  # ranks may embed different numbers of batches
                     values = log.validation(step, core, validate)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jointembed.bench.retrieval_scale import bench_retrieval_scale, extrapolate, write_parts
+from jointembed.bench.retrieval_scale import bench_retrieval_scale, extrapolate, plot, write_parts
 from jointembed.errors import EvaluationError
 from jointembed.evaluation.parts import EmbeddingParts
 
@@ -23,6 +23,12 @@ def test_the_line_is_that_through_the_last_two() -> None:
     found = extrapolate(rows, 1, 1, 1000)
     assert found["extrapolated"] == {"texts": 1000, "seconds": 3002, "cpu_seconds": 1001, "peak_mb": 600}
     assert "seconds = 2 + 3 T, cpu_seconds = 1 + 1 T, peak_mb = 100 + 0.5 T" in found["formula"]
+
+
+def test_the_picture_makes_its_folder(tmp_path: Path) -> None:
+    rows = [{"texts": t, "seconds": t, "cpu_seconds": t, "peak_mb": t} for t in (10.0, 20.0)]
+    plot(rows, tmp_path / "new" / "dir" / "x.png")
+    assert (tmp_path / "new" / "dir" / "x.png").stat().st_size > 1000
 
 
 def test_captions_lie_near_their_image(tmp_path: Path) -> None:

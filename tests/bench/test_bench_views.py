@@ -3,6 +3,8 @@ import io
 import pytest
 from PIL import Image
 
+from jointembed.bench import views
+from jointembed.bench.measure import Seconds
 from jointembed.bench.plots import plot_views
 from jointembed.bench.views import bench_views, synthetic_jpegs
 from jointembed.errors import RecipeError
@@ -43,6 +45,16 @@ def test_pictures_of_a_folder_are_resized_where_asked(tmp_path) -> None:
     assert list(found["pipelines"]) == ["caption_crop"]
     assert "resized to 48 px" in found["source"]["pictures"]
     assert [found["source"][key] for key in ("count", "width", "height")] == [2, 48, 32]
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_a_short_turn_counts_by_its_pictures(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_second_a_picture(turns, repeats):
+        return {name: [Seconds(*[float(len(turn.args[1]))] * 2)] * repeats for name, turn in turns.items()}
+
+    monkeypatch.setattr(views, "take_turns", one_second_a_picture)
+    found = bench_views(count=count, repeats=1, size=16, small=8, pipelines=["caption_resize"], memory=False)
+    assert {row["images_per_second"] for row in found["pipelines"]["caption_resize"]["times"].values()} == {1.0}
 
 
 @pytest.mark.slow

@@ -134,6 +134,55 @@ def test_the_script_refuses_what_does_not_fit(script: ModuleType, source: Captio
         script.make_shards(source, tmp_path / "other", size=10, seed=0)
 
 
+def test_a_picture_that_shards_would_not_give_back_is_not_packed(script: ModuleType, tmp_path: Path) -> None:
+    for name in ("a.jpg", ".b.PNG", "c.jfif"):
+        (tmp_path / name).write_bytes(jpeg())
+    table = tmp_path / "t.csv"
+    table.write_text("image,caption\na.jpg,one\n.b.PNG,two\n")
+    script.table(tmp_path, table, tmp_path / "out")
+    assert sorted(caption_shards(shards=str(tmp_path / "out")).captions) == [("one",), ("two",)]
+    table.write_text("image,caption\na.jpg,one\nc.jfif,two\n")
+    with pytest.raises(DataError, match=r"c\.jfif: shards hold pictures called \.jpg, "):
+        script.table(tmp_path, table, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_kill_after_the_first_rename_does_not_end_the_packing(
+    script: ModuleType, source: CaptionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = script.make_shards(source, tmp_path / "whole", size=8, seed=1)
+    write = script._write_shard
+
+    def killed(*arguments: object, **options: object) -> str:
+        write(*arguments, **options)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "half"
+    monkeypatch.setattr(script, "_write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        script.make_shards(source, out, size=8, seed=1)
+    assert (out / "00000.tar").is_file()
+    with pytest.raises(DataError, match="unfinished"):
+        caption_shards(shards=str(out))
+    monkeypatch.setattr(script, "_write_shard", write)
+    with pytest.raises(DataError, match="size is 8, now 5"):
+        script.make_shards(source, out, size=5, seed=1)
+    script.make_shards(source, out, size=8, seed=1)
+    assert [path.read_bytes() for path in whole] == [(out / path.name).read_bytes() for path in whole]
+
+
+def test_a_folder_that_holds_no_shard_yet_may_be_of_another_size(
+    script: ModuleType, source: CaptionData, tmp_path: Path
+) -> None:
+    picture = tmp_path / "source" / "images" / "003.jpg"
+    content = picture.read_bytes()
+    picture.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"003\.jpg"):
+        script.make_shards(source, tmp_path / "out", size=23, seed=0)
+    picture.write_bytes(content)
+    assert len(script.make_shards(source, tmp_path / "out", size=12, seed=0)) == 2
+
+
 def test_a_folder_with_captions_beside_its_pictures(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     for name in ("a/one", "two"):

@@ -146,6 +146,9 @@ def test_ground_truth_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         ground_truth(path, np.array([7]), np.array([10, 10]))
     with pytest.raises(EvaluationError, match=r"truth.json: expected a file named"):
         ground_truth(tmp_path / "truth.json", np.array([7]), np.array([10]))
+    twice = write_truth(tmp_path, {"7": [10, 10]}, {"10": [7]})
+    with pytest.raises(EvaluationError, match="some_image_to_caption.json: image id 7 lists text id 10 twice"):
+        ground_truth(twice, np.array([7]), np.array([10]))
     with pytest.raises(EvaluationError, match="not a JSON object"):
         ground_truth(write_truth(tmp_path, [1], {}), np.array([7]), np.array([10]))
     (tmp_path / "some_image_to_caption.json").unlink()

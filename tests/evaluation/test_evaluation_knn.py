@@ -74,7 +74,7 @@ def test_ties_go_to_the_earlier_row_and_the_smaller_class(seed: int, rows: int, 
         near = np.argsort(-cosine[row], kind="stable")[:k]
         votes = np.bincount(train_label[near], np.exp(cosine[row, near] / 0.07), minlength=classes)
         place = int(np.flatnonzero(np.argsort(-votes, kind="stable") == label[row])[0])
-        assert found[row] == (place if votes[label[row]] > 0 else classes)
+        assert found[row] == (place if votes[label[row]] > 0 else max(classes, 5))
 
 
 def test_collapsed_features_score_chance() -> None:
@@ -89,6 +89,8 @@ def test_a_class_without_a_vote_is_no_answer() -> None:
     train, train_label = torch.eye(4), torch.tensor([0, 1, 2, 3])
     found = knn_accuracy(train, train_label, train, torch.tensor([0, 1, 2, 4]), k=[1])
     assert found == {"knn1_top1": 75.0, "knn1_top5": 75.0}
+    found = knn_accuracy(train[:2], train_label[:2], train[:2], torch.tensor([0, 0]), k=[1])  # of two classes
+    assert found == {"knn1_top1": 50.0, "knn1_top5": 50.0}
 
 
 def test_half_precision_and_unlike_scales_are_taken() -> None:

@@ -7,6 +7,7 @@ import torch
 from reference import retrieval_reference as reference
 
 from jointembed.errors import EvaluationError
+from jointembed.evaluation.corrections import CSLS, Correction, Euclidean, InvertedSoftmax, MeanRemoval
 from jointembed.evaluation.files import GroundTruth
 from jointembed.evaluation.protocols import PROTOCOLS, first_captions, judged, matches, precision_at_r
 from jointembed.evaluation.retrieval import chance, retrieval_metrics, summarize
@@ -71,6 +72,15 @@ def test_full_names_the_picture_without_a_caption() -> None:
         PROTOCOLS["full"](np.eye(3), np.eye(3)[:2], np.arange(3), np.array([0, 2]))
     with pytest.raises(EvaluationError, match="image_item has shape"):
         PROTOCOLS["full"](np.eye(3), np.eye(3), np.arange(2), np.arange(3))
+
+
+@pytest.mark.parametrize("correct", [None, CSLS(), InvertedSoftmax(), Euclidean(), MeanRemoval()])
+def test_embeddings_are_checked_before_they_are_corrected(correct: Correction | None) -> None:
+    rows, items = np.eye(4, dtype=np.float32), np.arange(4)
+    with pytest.raises(EvaluationError, match="image embeddings have 4 dimensions and text embeddings 3"):
+        PROTOCOLS["full"](rows, rows[:, :3], items, items, correct=correct)
+    with pytest.raises(EvaluationError, match="text embeddings are of type int64; expected a floating type"):
+        PROTOCOLS["full"](rows, np.eye(4, dtype=np.int64), items, items, correct=correct)
 
 
 def test_coco_counts_the_first_five_captions(data: Data) -> None:

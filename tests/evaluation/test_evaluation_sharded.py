@@ -153,6 +153,48 @@ def test_pairs_are_read_and_the_command_measures(tmp_path: Path, capsys: pytest.
             evaluate_parts(tmp_path / "image", tmp_path / "text", file)
 
 
+def embedded(folder: Path, rows: np.ndarray, *, model: str = "a" * 64) -> Path:
+    """A folder as `jointembed embed` leaves it, of two shards."""
+    write(folder, rows, [2])
+    same = {"model": {"name": "m", "sha256": model}, "view": "image", "width": rows.shape[1], "normalized": True}
+    header = {"format": 1, "precision": "fp32", "data": {"name": "d", "kind": "image", "sha256": "0"}, "shards": 2}
+    (folder / "embeddings.json").write_text(json.dumps(header | same))
+    for number in range(2):
+        size = (folder / f"part-{number:06d}.parquet").stat().st_size
+        mark = {"shard": number, "rows": 2, "bytes": size, "sha256": "0", "skipped": []}
+        (folder / f"part-{number:06d}.json").write_text(json.dumps(mark | same))
+    return folder
+
+
+def test_a_folder_of_embeddings_must_be_finished(tmp_path: Path) -> None:
+    rows = np.eye(5, dtype=np.float32)
+    folder = embedded(tmp_path / "a", rows)
+    write_stray = pyarrow.parquet.read_table(folder / "part-000000.parquet")
+    pyarrow.parquet.write_table(write_stray, folder / "part-000009.parquet")  # of an earlier, longer run
+    assert np.array_equal(EmbeddingParts(folder).read(0, 9), rows)
+    last = folder / "part-000001.parquet"
+    content = last.read_bytes()
+    last.unlink()
+    with pytest.raises(EvaluationError, match=r"part-000001\.parquet: missing or cut short"):
+        EmbeddingParts(folder)
+    last.write_bytes(content)
+    (folder / "part-000001.json").unlink()
+    with pytest.raises(EvaluationError, match=r"1 of 2 shards are not finished \(1\)"):
+        EmbeddingParts(folder)
+    (folder / "embeddings.json").write_text("{}")
+    with pytest.raises(EvaluationError, match=r"embeddings\.json: 'format' is missing"):
+        EmbeddingParts(folder)
+
+
+def test_both_sides_are_of_one_model(tmp_path: Path) -> None:
+    rows, pairs = np.eye(5, dtype=np.float32), [(f"id{one}", f"id{one}") for one in range(5)]
+    image, same = (EmbeddingParts(embedded(tmp_path / name, rows)) for name in ("image", "same"))
+    other = EmbeddingParts(embedded(tmp_path / "other", rows, model="b" * 64))
+    assert len(rows_of_pairs(image, same, pairs)) == len(rows_of_pairs(image, write(tmp_path / "x", rows, []), pairs))
+    with pytest.raises(EvaluationError, match=r"other: embedded by another model \(bbb.*\) than .*image \(aaa"):
+        rows_of_pairs(image, other, pairs)
+
+
 def test_files_that_are_no_embeddings_are_named(tmp_path: Path) -> None:
     rows = np.eye(5, dtype=np.float32)
     write(tmp_path / "a", rows, [])

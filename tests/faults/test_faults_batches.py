@@ -41,6 +41,10 @@ def test_fewer_samples_than_a_batch(trainings: Trainings) -> None:
     assert ended.codes == [0] and ended.saved() == [1]
 
 
+ADDED = "regularize={variance: 1, covariance: 0.01}"
+REGULARIZE = "lower the learning rate, or add regularize: {variance: 1, covariance: 0.01}"
+
+
 @pytest.mark.fault(15, "constant embeddings (all pictures and captions equal): finite, and warned of")
 @pytest.mark.parametrize("objective", ["vicreg", "barlow_twins", "clip", "vse", "siglip"])
 def test_constant_embeddings_stay_finite_and_are_warned_of(
@@ -55,6 +59,9 @@ def test_constant_embeddings_stay_finite_and_are_warned_of(
     assert state["step"] == 4 and math.isfinite(state["best"])
     assert_finite(tmp_path / "run")
     assert "has collapsed to a point" in caplog.text
+    known = {"raise objective.variance or lower objective.invariance": "objective.variance=50", REGULARIZE: ADDED}
+    remedy = caplog.text.partition("of its embeddings): ")[2].splitlines()[0]
+    tiny_recipe(f"objective={{name: {objective}}}", known[remedy])  # what it says to do is accepted
     assert state["best"] <= 100 * 6 * 10 / 12  # chance, not the 600 of ties that are counted as hits
 
 

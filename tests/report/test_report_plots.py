@@ -1,4 +1,6 @@
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,16 @@ from PIL import Image
 from report_runs import metrics_lines
 
 from jointembed.report import plots
-from jointembed.report.plots import Sample, check_rows, draw_curves, draw_map, draw_similarity, draw_spectrum
+from jointembed.report.plots import (
+    Sample,
+    check_pairs,
+    check_rows,
+    draw_curves,
+    draw_map,
+    draw_similarity,
+    draw_spectrum,
+)
+from jointembed.report.trials import Trial, Trials
 
 
 def sample(**changes: Any) -> Sample:
@@ -89,9 +100,88 @@ def test_what_is_shown_does_not_cover_one_another() -> None:
     assert 5 < len(taken) <= 50 and (apart.any(axis=2) | np.eye(len(taken), dtype=bool)).all()
 
 
+def test_why_similarities_cannot_be_compared() -> None:
+    assert check_pairs(sample()) is None
+    rows = {"view1": torch.randn(5, 3)}
+    for label, reason in (([0, 1, 2, 3, 4], "no pair is known to match"), ([0] * 5, "all are of one class")):
+        one = sample(vectors=rows, matched=plots.pairs_of_classes(np.array(label)))
+        assert reason in (check_pairs(one) or "")
+    assert check_pairs(sample(vectors=rows, matched=plots.pairs_of_classes(np.array([0, 0, 0, 0, 1])))) is None
+    every = np.argwhere(np.ones((4, 6), dtype=bool))
+    one = sample(vectors={"image": torch.randn(4, 3), "text": torch.randn(6, 3)}, matched=every)
+    assert "all are of one class" in (check_pairs(one) or "")
+
+
 def test_why_nothing_can_be_drawn() -> None:
     rows = torch.randn(5, 3)
     assert check_rows({"image": rows}) is None
     assert check_rows({"image": rows[:3]}) == "3 rows of image; plots of embeddings need at least 4"
     assert check_rows({"image": rows.log()}) == "the vectors of image have values that are not finite"
     assert check_rows({"text": rows[:1].expand(5, 3)}) == "all vectors of text are equal: the model has collapsed"
+
+
+# -- the figures of docs/image_text_recipe.md -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def figures() -> ModuleType:
+    path = Path(__file__).parents[2] / "scripts" / "recipe_figures.py"
+    spec = importlib.util.spec_from_file_location("recipe_figures", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def searched(name: str, *rows: tuple[dict[str, Any], float | None]) -> Trials:
+    return Trials(name, "rsum", "maximize", [Trial(n, "complete", *row) for n, row in enumerate(rows)])
+
+
+def labelled(axes: Any) -> dict[str, tuple[str, list[float]]]:
+    """Style and values of each line by its label."""
+    return {str(line.get_label()): (line.get_linestyle(), list(line.get_ydata())) for line in axes.get_lines()}
+
+
+def test_eigenvalues_are_squares_of_the_spectrum(figures: ModuleType, tmp_path: Path) -> None:
+    run = figures.Run(Path("runs/best/clip-0"), {}, 240.0, {"text": {"spectrum": [4.0, 2.0, 1.0]}})
+    with plots.figure_of(tmp_path / "x.png", (4, 3)) as figure:
+        axes = figure.add_subplot()
+        figures.draw_spectra([run], axes)
+        assert labelled(axes) == {"InfoNCE": ("-", [1, 0.25, 0.0625])}
+
+
+def test_the_contrastive_term_is_compared_to_none_and_to_infonce(
+    figures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = searched("flickr8k_vicreg_contrast", ({"contrast.weight": 0.1}, 237.1), ({"contrast.weight": 1.0}, 247.5))
+    infonce = searched("flickr8k_clip", ({"optimizer.lr": 1e-3}, 240.3), ({"optimizer.lr": 4e-3}, 249.0))
+    known = {Path(one.name): one for one in (weights, infonce)}
+    monkeypatch.setattr(figures, "read_trials", lambda folder: known)
+    run = figures.Run(Path("runs/factor/none"), {}, 231.7, {})
+    with plots.figure_of(tmp_path / "x.png", (4, 3)) as figure:
+        first, second = figure.subplots(1, 2)
+        figures.draw_contrast(Path("search"), [run], first)
+        lines = labelled(first)
+        assert lines["weight 0"] == ("--", [231.7] * 2) and lines["InfoNCE alone"] == ("--", [249.0] * 2)
+        assert [237.1, 247.5] in [values for _, values in lines.values()]
+        assert [text.get_text() for text in first.get_legend().get_texts()] == ["weight 0", "InfoNCE alone"]
+        del known[Path("flickr8k_clip")]
+        figures.draw_contrast(Path("search"), [], second)
+        assert len(labelled(second)) == 1 and second.get_legend() is None
+
+
+def test_the_legend_says_what_is_solid_and_what_is_dashed(
+    figures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ("objective.off_diagonal", "optimizer.lr")
+    drawn = [(0.03, 1e-3), (0.03, 2e-3), (0.1, 1e-3), (0.1, 2e-3)]
+    rows = [(dict(zip(keys, one, strict=True)), sum(one)) for one in drawn]
+    found = {Path("flickr8k_barlow_twins"): searched("flickr8k_barlow_twins", *rows)}
+    monkeypatch.setattr(figures, "read_trials", lambda folder: found)
+    with plots.figure_of(tmp_path / "x.png", (4, 3)) as figure:
+        axes = figure.add_subplot()
+        figures.draw_trials(Path("search"), axes)
+        styles = {label: style for label, (style, _) in labelled(axes).items()}
+        assert styles == {"Barlow Twins, off diagonal 0.03": "-", "Barlow Twins, off diagonal 0.1": "--"}
+        legend = axes.get_legend()
+        assert legend is not None and len(legend.get_texts()) == 2
