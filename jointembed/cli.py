@@ -57,6 +57,7 @@ def main() -> None:
 
 @app.command()
 def train(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="YAML file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<recipe name> if not given.")] = None,
@@ -71,6 +72,7 @@ def train(
     from jointembed import build, distributed, runs
     from jointembed.recipe import load_recipe
 
+    _refuse_both(context, resume)
     checked = build.check(load_recipe(recipe, overrides or []))
     run = out or Path("runs") / checked.name
     with distributed.leaving():
@@ -80,12 +82,20 @@ def train(
         _print_profile(run)
     if main_rank:  # alone from here on
         if state["best"] is not None:
-            print(f"best validation {checked.evaluation.select} {state['best']:.1f} at step {state['best_step']}")
+            from jointembed.report.curves import metric_text
+
+            select = str(checked.evaluation.select)
+            print(f"best validation {select} {metric_text(select, state['best'])} at step {state['best_step']}")
         split = "validation" if checked.data.validation else "train"
         if build.has_captions(checked.data):
             _evaluate_run(run, split)
         else:
             _evaluate_features(run, split)
+
+
+def _refuse_both(context: typer.Context, resume: bool) -> None:
+    if resume:
+        refuse(context, ("overwrite",), "does not go with --resume: a run goes on or starts anew")
 
 
 def _print_profile(run: Path) -> None:
@@ -145,7 +155,7 @@ def evaluate(
     """Measure a run: R@1/5/10 with intervals and chance level, or the accuracies of its representations."""
     if (run is None) == (embeddings is None):
         raise typer.BadParameter("give either a run folder or --embeddings FILE")
-    _refuse_unheeded(context, embeddings, truth, task)
+    _refuse_unheeded(context, embeddings, truth, task, resume)
     if data is not None:
         refuse(context, ("split",), "does not go with --data, which takes its place")
     if embeddings is not None:
@@ -167,13 +177,16 @@ def evaluate(
             _evaluate_features(run, split, data)
 
 
-def _refuse_unheeded(context: typer.Context, embeddings: Path | None, truth: Path | None, task: str | None) -> None:
+def _refuse_unheeded(
+    context: typer.Context, embeddings: Path | None, truth: Path | None, task: str | None, resume: bool
+) -> None:
     of_a_run = ("split", "data", "against", "task", "change", "resume", "overwrite")
     for refused, options, why in (
         (embeddings is not None, of_a_run, "does not go with --embeddings, it needs a run folder"),
         (embeddings is None, ("truth",), "needs --embeddings FILE"),
         (truth is not None, ("protocol",), "does not go with --truth, which is a protocol of its own"),
         (task is None, ("change", "resume", "overwrite"), "needs --task"),
+        (task is not None and resume, ("overwrite",), "does not go with --resume: a task goes on or starts anew"),
         (
             task is not None,
             ("split", "data", "protocol", "against", "correct"),
@@ -217,10 +230,10 @@ def _print_features(record: dict[str, Any], run: Path) -> None:
     from jointembed.report.html import write_report
 
     console = Console()
-    console.print(f"{record['data']}, {record['n_images']} pictures", highlight=False, soft_wrap=True)
+    console.print(f"{record['data']}, {record['n_images']} pictures", highlight=False, markup=False, soft_wrap=True)
     for name, value in record["metrics"].items():
-        console.print(f"  {name:<16} {value:8.2f}", highlight=False)
-    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+        console.print(f"  {name:<16} {value:8.2f}", highlight=False, markup=False)
+    console.print(f"report: {write_report(run)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _evaluate_run(
@@ -245,19 +258,20 @@ def _evaluate_run(
     result = runs_evaluate.evaluate_run(run, split, protocol, correct=correction_of(correct), other=_other(data))
     write_gallery(
         result.folder,
-        image=result.embeddings.image,
-        text=result.embeddings.text,
+        image=result.image,
+        text=result.text,
         image_names=result.data.pictures.names,
         texts=result.data.texts,
         positives=torch.from_numpy(result.data.positives),
         open_picture=result.data.pictures.open,
+        scoring=result.scoring,
     )
     console.print(print_retrieval(result.record))
     console.print(print_space(read_json(result.folder / "collapse.json")))
     if against is not None:
         for line in runs_evaluate.compare_runs(run, against, result.folder.name):
-            console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {write_report(run)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _evaluate_file(path: Path, protocol: str | None, truth: Path | None, correct: str | None) -> None:
@@ -302,6 +316,7 @@ def env() -> None:
 
 @app.command()
 def detect(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN", help="YAML file, or a run folder to evaluate.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<recipe name> if not given.")] = None,
@@ -319,9 +334,12 @@ def detect(
     if recipe.is_dir():
         if overrides or out is not None:
             raise typer.BadParameter("a run folder is evaluated as it is; it takes neither keys nor --out")
+        refuse(context, ("resume", "overwrite", "allow_changed"), "is of a training; a run folder is only evaluated")
         _evaluate_detector(recipe, split)
         return
+    _refuse_both(context, resume)
     checked = build_detection.check(load_detection_recipe(recipe, overrides or []))
+    runs_detection.split_of(checked, split)  # before hours of training
     run = out or Path("runs") / checked.name
     with distributed.leaving():
         runs_detection.train(checked, run, resume=resume, overwrite=overwrite, changed=allow_changed)
@@ -344,11 +362,12 @@ def _evaluate_detector(run: Path, split: str | None) -> None:
         f"{record['data']}, {record['split']}: {record['n_images']} pictures, {record['n_objects']} objects, "
         f"{record['n_detections']} detections",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     for name, value in record["metrics"].items():
-        console.print(f"  {name:<12} {value:.4g}", highlight=False)
-    console.print(f"report: {write_detection_report(run)}", highlight=False, soft_wrap=True)
+        console.print(f"  {name:<12} {value:.4g}", highlight=False, markup=False)
+    console.print(f"report: {write_detection_report(run)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("evaluate-parts")

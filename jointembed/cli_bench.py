@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jointembed.cli_options import refuse
+
 bench_app = typer.Typer(no_args_is_help=True, help="Speed and memory, side by side with the alternatives.")
 
 Repeats = Annotated[int, typer.Option(min=1, help="Rounds of each, interleaved; medians count.")]
@@ -14,6 +16,7 @@ Plot = Annotated[Path | None, typer.Option(help="PNG to draw the result in.")]
 
 @bench_app.command("loss")
 def bench_loss(
+    context: typer.Context,
     rows: Annotated[list[int] | None, typer.Option(help="Batch sizes n.")] = None,
     widths: Annotated[list[int] | None, typer.Option(help="Embedding widths d.")] = None,
     objective: Annotated[
@@ -32,6 +35,10 @@ def bench_loss(
     from jointembed.bench.rivals import PLAIN
     from jointembed.bench.share import loss_share
 
+    if share:
+        refuse(context, ("rows", "widths", "objective", "grid"), "does not go with --share, which has its own")
+    if grid:
+        refuse(context, ("objective",), "does not go with --grid, which is of vicreg")
     objectives = ["vicreg"] if grid else objective or ["vicreg"]
     if plot is not None and (share or len(objectives) > 1 or objectives[0] not in PLAIN):
         raise typer.BadParameter(f"--plot draws one objective against its authors' formula: {' or '.join(PLAIN)}")

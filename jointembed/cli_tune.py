@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jointembed.cli_options import refuse
+
 if TYPE_CHECKING:
     from jointembed.report.trials import Trials
 
 
 def tune(
+    context: typer.Context,
     spaces: Annotated[
         list[Path] | None, typer.Argument(metavar="[SPACE ...]", help="YAML files; several run one after the other.")
     ] = None,
@@ -27,6 +30,7 @@ def tune(
     if (show is None) == (not spaces):
         raise typer.BadParameter("give either searches, with --out, or --show FOLDER")
     if show is not None:
+        refuse(context, ("out", "trials", "minutes"), "does not go with --show, which runs no search")
         _show(show, form)
         return
     if out is None:

@@ -52,6 +52,7 @@ from jointembed.inference.embed import (
     embed_sample,
     set_centres,
 )
+from jointembed.inference.files import publish_json
 from jointembed.layers import convert_batch_norm
 from jointembed.model import JointEmbedding, from_config
 from jointembed.objectives.supervised import Supervised
@@ -186,16 +187,16 @@ def _train(
         skip_nonfinite=options.skip_nonfinite,
         stages=stages,
     )
-    if distributed.is_main():
+    if distributed.is_main() and not did_nothing(saved, state):
         encoders = {name: one.encoder.get("model") or one.encoder["name"] for name, one in recipe.branches.items()}
         write_cost(
-            run, accelerator.device,
+            run, accelerator.device, resumed=saved is not None,
             objective=recipe.objective["name"], encoders=encoders, batch=recipe.loader.batch, epochs=options.epochs,
             data=recipe.data.train,
         )  # fmt: skip
-        if stages is not None:
-            timed = [{"stage": one, "milliseconds": ms, "percent": share} for one, ms, share in stages.table()]
-            (run / "profile.json").write_text(json.dumps({"steps": stages.steps, "stages": timed}, indent=1), "utf-8")
+    if distributed.is_main() and stages is not None:
+        timed = [{"stage": one, "milliseconds": ms, "percent": share} for one, ms, share in stages.table()]
+        (run / "profile.json").write_text(json.dumps({"steps": stages.steps, "stages": timed}, indent=1), "utf-8")
     return state
 
 
@@ -348,17 +349,23 @@ def _publish(recipe: Recipe, run: Path, model: JointEmbedding) -> None:
                 save_tensors(parts, run / "model" / CLASSIFIER)
 
 
-def write_cost(run: Path, device: torch.device, **told: Any) -> None:
+def did_nothing(saved: checkpoints.Checkpoint | None, state: Mapping[str, Any]) -> bool:
+    """Whether a run that went on had already ended: what this process took says nothing of it."""
+    return saved is not None and saved.state["step"] == state["step"]
+
+
+def write_cost(run: Path, device: torch.device, *, resumed: bool = False, **told: Any) -> None:
     """What a run took: `cost.json`, for the cost table. Peak memory is that of this process and of its device.
 
     Args:
         run: its folder; a log without a line of training gives no speed.
         device: that it ran on.
+        resumed: whether it went on: of the peaks in an older `cost.json` and those of this process the higher stay.
         **told: what else the file shall hold, JSON values.
     """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     speeds = [line["samples_per_second"] for line in lines if line["kind"] == "train"]
-    cost = {
+    cost: dict[str, Any] = {
         "seconds": lines[-1]["seconds"] if lines else 0.0,
         "samples_per_second": float(np.median(speeds)) if speeds else None,
         "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -366,7 +373,20 @@ def write_cost(run: Path, device: torch.device, **told: Any) -> None:
         "world": distributed.world(),
         **told,
     }
-    (run / "cost.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
+    if resumed:
+        before = _cost_before(run / "cost.json")
+        for key in ("peak_process_bytes", "peak_device_bytes"):
+            cost[key] = max((one for one in (cost[key], before.get(key)) if one is not None), default=None)
+    publish_json(run / "cost.json", cost)
+
+
+def _cost_before(path: Path) -> dict[str, Any]:
+    """What an earlier process of a run took; nothing where it wrote no file, or could not write it to the end."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def resumable(run: Path, identity: dict[str, Any], *, changed: bool) -> checkpoints.Checkpoint | None:
@@ -412,11 +432,13 @@ def _announce(
         f"batch {recipe.loader.batch}, {precision}, {trained / 1e6:.1f} of {everything / 1e6:.1f} M parameters trained"
         + (", frozen image representations cached" if cached else ""),
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     if recipe.training.micro_batch and any(
         "Norm" in type(m).__name__ and "Layer" not in type(m).__name__ for m in model.modules()
     ):
         console.print("micro-batches: batch norm sees one micro-batch at a time", highlight=False)
-    if saved is not None:
-        console.print(f"resuming {run} at step {saved.state['step']}", highlight=False, soft_wrap=True)
+    if saved is not None:  # without markup: a folder may be called a[b]
+        words = f"resuming {run} at step {saved.state['step']}"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)

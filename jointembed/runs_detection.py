@@ -34,7 +34,7 @@ from jointembed.layers import convert_batch_norm
 from jointembed.optim import SCHEDULES
 from jointembed.recipe import dump_recipe, nearest
 from jointembed.recipe_detection import DetectionRecipe, load_detection_recipe
-from jointembed.runs import make_accelerator, resumable, write_cost
+from jointembed.runs import did_nothing, make_accelerator, resumable, write_cost
 from jointembed.training.allocator import keep_freed_memory
 from jointembed.training.folder import opened, record, save_evaluation, writing
 from jointembed.training.log import console
@@ -114,9 +114,9 @@ def _train(
         keep=options.keep,
         skip_nonfinite=options.skip_nonfinite,
     )
-    if distributed.is_main():
+    if distributed.is_main() and not did_nothing(saved, state):
         write_cost(
-            run, accelerator.device,
+            run, accelerator.device, resumed=saved is not None,
             detector=recipe.detector["name"], batch=recipe.loader.batch, steps=options.steps, data=recipe.data.train,
         )  # fmt: skip
     return state
@@ -150,7 +150,7 @@ def _validator(recipe: DetectionRecipe, data: Mapping[str, DetectionData], preci
 def _validate(recipe: DetectionRecipe, data: DetectionData, precision: Any, detector: Detector) -> Mapping[str, float]:
     numbers, _ = score(recipe, data, _found(recipe, detector, data, precision))
     if distributed.is_main():
-        console.print(_line(numbers), highlight=False, soft_wrap=True)
+        console.print(_line(numbers), highlight=False, markup=False, soft_wrap=True)
     return numbers
 
 
@@ -202,6 +202,7 @@ def _announce(recipe: DetectionRecipe, detector: Detector, data: DetectionData, 
         f"{len(data.categories)} categories, {recipe.training.steps} steps, batch {recipe.loader.batch}, {precision}, "
         f"{trained / 1e6:.1f} of {everything / 1e6:.1f} M parameters trained",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
@@ -219,6 +220,20 @@ class Evaluated:
     found: list[Detections]
 
 
+def split_of(recipe: DetectionRecipe, split: str | None) -> str:
+    """The split to evaluate: the last that the recipe names if none is given.
+
+    Raises:
+        RecipeError: no such split, or the recipe names no data for it.
+    """
+    split = split or next(name for name in reversed(SPLITS) if getattr(recipe.data, name) is not None)
+    if split not in SPLITS:
+        raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
+    if getattr(recipe.data, split) is None:
+        raise RecipeError(f"data.{split}: the recipe names no {split} data")
+    return split
+
+
 def evaluate(run: Path, split: str | None = None) -> Evaluated:
     """Find the objects of one split with a run's detector and score them; written to `RUN/evaluation/SPLIT`.
 
@@ -234,9 +249,7 @@ def evaluate(run: Path, split: str | None = None) -> Evaluated:
     if not (run / "recipe.yaml").is_file():
         raise RecipeError(f"{run}: no recipe.yaml there; not a run folder")
     recipe = check(load_detection_recipe(run / "recipe.yaml"))
-    split = split or next(name for name in reversed(SPLITS) if getattr(recipe.data, name) is not None)
-    if split not in SPLITS:
-        raise RecipeError(f"--split: no {split!r}{nearest(split, SPLITS)}")
+    split = split_of(recipe, split)
     data = dataset(recipe, split)
     detector, config = load_detector(run / "model")
     if list(data.categories) != config["categories"]:

@@ -29,31 +29,37 @@ from jointembed.build_splits import check_classes
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.errors import EvaluationError, RecipeError, WeightsError
 from jointembed.evaluation.collapse import diagnostics
+from jointembed.evaluation.corrections import Correction, Scored
 from jointembed.evaluation.files import ground_truth, load_ranks, read_embeddings, save_ranks
 from jointembed.evaluation.intervals import intervals, paired_difference
-from jointembed.evaluation.protocols import PROTOCOLS, Retrieval, judged
-from jointembed.evaluation.retrieval import retrieval_ranks, summarize
+from jointembed.evaluation.protocols import PROTOCOLS, Protocol, Retrieval, first_captions, judged
+from jointembed.evaluation.retrieval import RetrievalRanks, retrieval_ranks, summarize
+from jointembed.evaluation.rows import Matrix
 from jointembed.inference.card import model_card
 from jointembed.inference.embed import (
     RetrievalEmbeddings,
     embed_captions,
     embed_sample,
 )
+from jointembed.inference.files import publish_json
 from jointembed.model import JointEmbedding
 from jointembed.objectives.supervised import Supervised
 from jointembed.recipe import Block, Recipe, dump_recipe, load_recipe, nearest
+from jointembed.report.gallery import Scoring
 from jointembed.runs import CLASSIFIER, fitted_correction, judge_features
 from jointembed.training.folder import command, save_evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation of a run left behind: its folder, its record (metrics.json), and what was embedded."""
+    """What an evaluation of a run left behind: its folder, its record (metrics.json), and what searched one another."""
 
     folder: Path
     record: dict[str, Any]
     data: CaptionData
-    embeddings: RetrievalEmbeddings
+    image: torch.Tensor  # (I, E) rows as they were scored, corrected ones where the evaluation was corrected
+    text: torch.Tensor  # (T, E) likewise, zeros for a caption that the protocol leaves out
+    scoring: Scoring
 
 
 def run_recipe(run: Path, test: Block | None = None) -> Recipe:
@@ -172,9 +178,9 @@ def evaluate_run(
         train = caption_data(recipe, "train")
         return embed_sample(model, train, seed=recipe.seed, **shared | frozen.rows(train))
 
+    scored = _Scorer(fitted_correction(correction, sample))
     found = PROTOCOLS[protocol](
-        embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids,
-        correct=fitted_correction(correction, sample),
+        embeddings.image, embeddings.text, data.item, data.text_item, picture_ids=data.picture_ids, correct=scored,
     )  # fmt: skip
     name = correction_name(correction)
     place = split if other is None else other_name(data.name)
@@ -192,11 +198,61 @@ def evaluate_run(
     }
     diagnosis = diagnostics({"image": embeddings.image, "text": embeddings.text}, positives=data.positives)
     save_ranks(folder / "ranks.npz", found.ranks)
-    for name, content in (("metrics.json", record), ("collapse.json", diagnosis)):
-        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    publish_json(folder / "collapse.json", diagnosis)
+    publish_json(folder / "metrics.json", record)  # last, and whole: where it is, the evaluation is finished
     card = model_card(recipe.name, recipe.description, dump_recipe(recipe), run)
     (run / "model" / "README.md").write_text(card, encoding="utf-8")
-    return Evaluated(folder, record, data, embeddings)
+    return _evaluated(folder, record, data, PROTOCOLS[protocol], scored, found.ranks)
+
+
+class _Scorer:
+    """The correction of an evaluation, or none; keeps the rows that it gave for each fold."""
+
+    def __init__(self, correction: Correction | None) -> None:
+        self.correction = correction
+        self.folds: list[Scored] = []
+
+    def __call__(self, image: Matrix, text: Matrix) -> Scored:
+        one = Scored(image, text, True) if self.correction is None else self.correction(image, text)
+        self.folds.append(one)
+        return one
+
+
+def _evaluated(
+    folder: Path, record: dict[str, Any], data: CaptionData, protocol: Protocol, scorer: _Scorer, ranks: RetrievalRanks
+) -> Evaluated:
+    """Rows, folds and ranks at the places that pictures and captions have in the data."""
+    parts, captions = scorer.folds, _captions_asked(protocol, data)
+    image = torch.cat([torch.as_tensor(one.image) for one in parts])
+    some = torch.cat([torch.as_tensor(one.text) for one in parts])
+    text = some.new_zeros(len(data.text_item), some.shape[1])
+    text[torch.from_numpy(captions).to(text.device)] = some
+    fold = np.full(len(data.text_item), -1)
+    fold[captions] = ranks.t2i.fold
+    rank = np.full(len(data.text_item), np.nan)
+    rank[captions] = ranks.t2i.rank
+    words = score_words(record["correct"]) + (", each query among its fold" if len(parts) > 1 else "")
+    scoring = Scoring(parts[0].normalize, words, (ranks.i2t.fold, fold), (ranks.i2t.rank, rank))
+    return Evaluated(folder, record, data, image, text, scoring)
+
+
+def _captions_asked(protocol: Protocol, data: CaptionData) -> np.ndarray:
+    """Rows of the captions in the order of a protocol's ranks: those it keeps, fold by fold."""
+    rows = np.arange(len(data.text_item))
+    if protocol.captions is not None:
+        rows = first_captions(data.text_item, protocol.captions)
+    if protocol.folds == 1:
+        return rows
+    return np.concatenate([rows[np.isin(data.text_item[rows], one)] for one in np.split(data.item, protocol.folds)])
+
+
+def score_words(correction: Block | None) -> str:
+    """What the scores of an evaluation with a checked correction are, for who reads them."""
+    if correction is None:
+        return "cosines"
+    if correction["name"] == "euclidean":
+        return "squared distances, negated"
+    return f"cosines corrected by {correction_name(correction)}"
 
 
 def other_name(data: str) -> str:

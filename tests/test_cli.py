@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from jointembed import runs, runs_evaluate
+from jointembed import build, runs, runs_evaluate
 from jointembed.cli import main
 from jointembed.errors import EvaluationError, JointEmbedError
+from jointembed.evaluation.corrections import CSLS
+from jointembed.evaluation.protocols import Protocol
+from jointembed.report.gallery import write_gallery
 
 
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -78,6 +82,87 @@ def test_train_evaluate_compare_and_table(
         assert code == 0 and part in out and "tiny" in out
 
 
+@pytest.mark.parametrize(
+    ("correct", "words"),
+    [
+        ("none", "cosines"), ("csls", "cosines corrected by csls"), ("euclidean", "squared distances, negated"),
+        ("whiten", "cosines corrected by whiten"),
+    ],
+)  # fmt: skip
+def test_the_gallery_shows_the_scores_that_were_measured(
+    tiny_recipe: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    correct: str, words: str,
+) -> None:  # fmt: skip
+    run = tmp_path / "a[b]"
+    runs.train(tiny_recipe("training.epochs=0.5"), run)
+    code, out, err = say(monkeypatch, capsys, "evaluate", str(run), "--correct", correct)
+    assert code == 0 and f"report: {run}/report.html" in out, err  # brackets are no markup
+    folder = run / "evaluation" / ("test-full" if correct == "none" else f"test-full-{correct}")
+    gallery, ranks = json.loads((folder / "gallery.json").read_text()), np.load(folder / "ranks.npz")
+    assert gallery["scores"] == words and f"Scores are {words}." in (run / "report.html").read_text()
+    assert not list(folder.glob(".*.part"))
+    data = tiny_recipe().data.test
+    texts = [one["caption"] for one in json.loads(Path(data["annotations"]).read_text())["annotations"]]
+    assert {query["direction"] for query in gallery["queries"]} == {"i2t", "t2i"}
+    for query in gallery["queries"]:
+        if query["direction"] == "i2t":
+            assert query["rank"] == ranks["i2t_rank"][int(query["query"]["thumb"][7:13])]
+        else:
+            assert query["rank"] in [ranks["t2i_rank"][i] for i, t in enumerate(texts) if t == query["query"]["text"]]
+
+
+def test_the_gallery_of_folds_has_their_ranks(tiny_recipe: Callable, tmp_path: Path) -> None:
+    tiny_recipe()
+    protocol = Protocol("two", captions=1, folds=2)
+    data = build.caption_data(tiny_recipe(), "test")
+    rng = np.random.default_rng(0)
+    image, text = (torch.from_numpy(rng.normal(size=(count, 4)).astype("f4")) for count in (12, 24))
+    scorer = runs_evaluate._Scorer(CSLS(k=2))
+    found = protocol(image, text, data.item, data.text_item, correct=scorer)
+    record = {"correct": {"name": "csls", "k": 2, "bank": "test"}}
+    done = runs_evaluate._evaluated(tmp_path, record, data, protocol, scorer, found.ranks)
+    assert done.scoring.words == "cosines corrected by csls-k-2, each query among its fold"
+    path = write_gallery(
+        tmp_path, image=done.image, text=done.text, image_names=data.pictures.names, texts=data.texts,
+        positives=torch.from_numpy(data.positives), open_picture=data.pictures.open, scoring=done.scoring, queries=50,
+    )  # fmt: skip
+    queries = json.loads(path.read_text())["queries"]
+    assert len(queries) == 24
+    plain = write_gallery(
+        tmp_path / "computed", image=done.image, text=done.text, image_names=data.pictures.names, texts=data.texts,
+        positives=torch.from_numpy(data.positives), open_picture=data.pictures.open,
+        scoring=done.scoring._replace(ranks=None), queries=50,
+    )  # fmt: skip
+    ranks = [one["rank"] for one in queries]
+    assert ranks == [one["rank"] for one in json.loads(plain.read_text())["queries"]]
+    assert sorted(ranks) == sorted([*found.ranks.i2t.rank, *found.ranks.t2i.rank])
+
+
+@pytest.mark.parametrize("arguments", [["--resume", "--overwrite"], ["--overwrite", "--resume"]])
+def test_to_go_on_and_to_start_anew_is_refused(
+    tiny_recipe: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "300")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("kept")
+    out = ("--out", str(tmp_path / "run"))
+    code, _, err = say(monkeypatch, capsys, "train", str(tmp_path / "tiny.yaml"), *arguments, *out)
+    assert code == 2 and "--overwrite does not go with --resume: a run goes on or starts anew" in err
+    assert (tmp_path / "run" / "mine").read_text() == "kept"
+
+
+def test_the_best_is_told_in_the_digits_of_its_number(
+    tmp_path: Path, tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "train", lambda *arguments, **options: {"best": 0.04321, "best_step": 7})
+    monkeypatch.setattr("jointembed.cli._evaluate_features", lambda run, split: None)
+    recipe = Path(__file__).parent.parent / "recipes" / "small" / "cifar10_vicreg.yaml"
+    monkeypatch.setenv("JOINTEMBED_DATA", str(tmp_path))
+    code, out, err = say(monkeypatch, capsys, "train", str(recipe), "evaluation.select=z_std", "--out", "x")
+    assert code == 0 and "best validation z_std 0.04321 at step 7" in out, err
+
+
 def test_a_file_in_another_order_has_no_folds(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
     of = np.arange(5000).repeat(5)
@@ -111,7 +196,7 @@ def test_evaluate_a_file_of_embeddings(
         (["train", "RECIPE", "data.train.images=absent"], 1, "absent"),
         (["train", "RECIPE", "branches.image.encoder.weights=absent.pth"], 1, "absent.pth"),
         (["train", "RECIPE", "branches.image.train=[layer9]"], 2, "layer9"),
-        (["train", "RECIPE", "training.trackers=[tensorbord]"], 1, "tensorbord"),
+        (["train", "RECIPE", "training.trackers=[tensorbord]"], 2, "tensorbord"),
         (["data", "check", "RECIPE", "--split", "val"], 2, "data.val: no such split; valid: test, train, validation"),
         (["data", "check", "RECIPE", "--split", "image"], 2, "data.image: no such split"),
         (["evaluate", "nowhere"], 2, "nowhere: no recipe.yaml there"),
@@ -137,6 +222,7 @@ def test_bad_input_is_one_line_and_an_exit_code(
         (["RUN", "--truth", "cxc.json"], "--truth needs --embeddings"),
         (["RUN", "--set", "training.epochs=1"], "--set needs --task"),
         (["RUN", "--overwrite"], "--overwrite needs --task"),
+        (["RUN", "--task", "linear", "--resume", "--overwrite"], "--overwrite does not go with --resume: a task goes"),
         (["RUN", "--task", "linear", "--split", "test"], "--split does not go with --task"),
         (["RUN", "--task", "voc07", "--correct", "csls"], "--correct does not go with --task"),
         (["RUN", "--task", "voc07", "--set", "root=x", "--resume"], "--resume does not go with --task voc07"),

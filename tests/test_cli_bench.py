@@ -68,3 +68,23 @@ def test_every_benchmark_has_a_command() -> None:
     done = CliRunner().invoke(bench_app, ["--help"])
     for name in ("loss", "train", "curves", "embed", "growth", "retrieval", "retrieval-scale", "exactness", "search"):
         assert f" {name} " in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--grid", "--objective", "vicreg"], "--objective does not go with --grid, which is of vicreg"),
+        (["--share", "--grid"], "--grid does not go with --share, which has its own"),
+        (["--share", "--rows", "64"], "--rows does not go with --share"),
+        (["--share", "--widths", "64"], "--widths does not go with --share"),
+        (["--share", "--objective", "swav"], "--objective does not go with --share"),
+    ],
+)
+def test_what_loss_would_not_heed_is_refused_before_any_work(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    for work in ("loss.bench_loss", "loss.bench_grid", "share.loss_share"):
+        monkeypatch.setattr(f"jointembed.bench.{work}", lambda **options: 1 / 0)
+    done = CliRunner().invoke(bench_app, ["loss", *options])
+    assert done.exit_code == 2 and message in done.output

@@ -243,11 +243,29 @@ def test_the_command_trains_reports_and_evaluates_again(
         (["detect", str(run), "training.steps=2"], "a run folder is evaluated as it is"),
         (["detect", str(run), "--split", "test"], "data.test: the recipe names no test data"),
         (["detect", str(run), "--split", "tests"], "--split: no 'tests'; did you mean 'test'"),
+        (["detect", str(run), "--resume"], "--resume is of a training; a run folder is only evaluated"),
+        (["detect", str(run), "--overwrite"], "--overwrite is of a training"),
+        (["detect", str(run), "--allow-changed"], "--allow-changed is of a training"),
+        (["detect", str(recipe_file), "--resume", "--overwrite"], "--overwrite does not go with --resume"),
         (["detect", str(tmp_path)], "no recipe.yaml there; not a run folder"),
         (["detect", str(tmp_path / "absent.yaml")], "absent.yaml: cannot read the recipe"),
     ):
         code, _, err = say(monkeypatch, capsys, *arguments)
         assert code != 0 and message in err.replace("│", "").replace("\n", " ").replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("tset", "--split: no 'tset'; did you mean 'test'"), ("test", "data.test: the recipe names no test data")],
+)
+def test_a_split_that_is_not_there_is_refused_before_the_training(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    split: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(runs_detection, "train", lambda *arguments, **options: pytest.fail("trained"))
+    given = ("detect", str(recipe_file), "--out", str(tmp_path / "run"), "--split", split)
+    code, _, err = say(monkeypatch, capsys, *given)
+    assert code == 2 and message in err, err
 
 
 @pytest.mark.ddp

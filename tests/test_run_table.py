@@ -23,7 +23,7 @@ with (out / "calls").open("a") as file: file.write(" ".join(sys.argv[3:]) + "\\n
 (out / "recipe.yaml").write_text(sys.argv[1])
 if "FAIL" in str(out): sys.exit("jointembed: it broke")
 record = out / sys.argv[2]
-record.parent.mkdir(parents=True)
+record.parent.mkdir(parents=True, exist_ok=True)
 record.write_text(json.dumps({"metrics": {"knn20_top1": 41.25}}))
 """
 
@@ -86,6 +86,17 @@ def test_what_is_finished_is_skipped_and_what_was_interrupted_goes_on(
     assert code == 0 and out.count("finished before") == 2
     calls = (run / "calls").read_text().splitlines()
     assert len(calls) == 2 and calls[1].endswith("--resume") and "objective.covariance=0" in calls[1]
+
+
+@pytest.mark.parametrize("left", ["", '{"metrics": {"knn20_to'])
+def test_a_record_cut_short_is_not_finished(say: Callable, tmp_path: Path, left: str) -> None:
+    given = ("ablation", "--out", str(tmp_path), "--only", "vicreg-none/var/seed0")
+    assert say(*given)[0] == 0
+    run = tmp_path / "vicreg-none" / "var" / "seed0"
+    (run / "evaluation/validation-features/metrics.json").write_text(left)
+    code, out, _ = say(*given)
+    assert code == 0 and "finished before" not in out and "knn20_top1 41.2" in out
+    assert (run / "calls").read_text().splitlines()[1].endswith("--resume")
 
 
 def test_a_failure_stops_no_other_and_is_named(say: Callable, tmp_path: Path) -> None:

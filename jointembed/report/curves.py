@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,19 @@ Line = Mapping[str, Any]
 _MOST_POINTS = 250  # a curve has; longer ones are drawn as means of bins, with a band from lowest to highest
 _LOG_RANGE = 50.0  # positive values that span more are drawn on a logarithmic axis
 _POSITION = ("kind", "step", "epoch", "seconds")
+_SIZES = ("n_images", "n_texts")  # of the validation data: the same in every line
+_PERCENT = re.compile(r".*(_top|R@)\d+|rsum")  # names of accuracies and recalls, and of their sum
+_TITLES = {
+    "std": "Standard deviation (mean)",
+    "relative_std": "Spread relative to the length",
+    "covariance": "Correlation (mean absolute)",
+    "correlation": "Correlation (mean absolute)",
+    "rankme": "RankMe (effective dimensions)",
+    "medr": "Median rank",
+    "meanr": "Mean rank",
+    "tied_queries": "Tied queries",
+}
+_HEALTH = ("std", "relative_std", "covariance", "rankme")  # are drawn first, in this order
 
 # matplotlib draws with these stand-ins, which become CSS variables, so that the page picks light or dark colours.
 _INK, _MUTED, _RULE = "#000001", "#000002", "#000003"
@@ -121,32 +135,58 @@ def loss_curves(lines: Sequence[Line]) -> list[Curve]:
     )
 
 
-def validation_curves(lines: Sequence[Line]) -> list[Curve]:
-    """Validation rsum, its best step marked, and recall in both directions."""
+def validation_curves(lines: Sequence[Line], *, select: str = "rsum") -> list[Curve]:
+    """Every number of the validation lines: rsum, recall in both directions, accuracies, then the others by what it is.
+
+    Args:
+        lines: of metrics.jsonl.
+        select: the number that picks the model; where it is highest is marked.
+    """
     validation = of_kind(lines, "validation")
-    names = _names(validation)
-    curves = _curves(validation, [("Validation rsum", "rsum", ["rsum"])], mark_highest=True)
+    names = [name for name in _names(validation) if name not in _SIZES]
+    curves = _curves(validation, [("Validation rsum", "rsum", ["rsum"])], mark=select)
+    drawn = {"rsum"}
     for direction, query in (("i2t", "image query → text"), ("t2i", "text query → image")):
         recalls = [name for name in names if name.startswith(f"{direction}_R@")]
-        title = f"Recall in %, {query}"
-        curves += _curves(validation, [(title, f"recall-{direction}", recalls)], label=lambda name: name[4:])
-    return curves
+        plot = (f"Recall in %, {query}", f"recall-{direction}", recalls)
+        curves += _curves(validation, [plot], label=lambda name: name[4:], mark=select)
+        drawn |= set(recalls)
+    accuracies = [name for name in names if is_percentage(name) and name not in drawn]
+    others: dict[str, list[str]] = {}
+    for name in names:
+        if name not in drawn and name not in accuracies:  # of both directions, of representations and embeddings
+            others.setdefault(re.sub(r"^(i2t_|t2i_|z_)", "", name), []).append(name)
+    groups = [(_TITLES.get(what, what), members) for what, members in others.items()]
+    groups = [("Accuracy in %", accuracies), *groups]
+    plots = [(f"Validation: {title}", f"validation-{number}", some) for number, (title, some) in enumerate(groups)]
+    return curves + _curves(validation, plots, mark=select)
+
+
+def is_percentage(metric: str) -> bool:
+    """Whether a number of this name is in percent, or a sum of such."""
+    return _PERCENT.fullmatch(metric) is not None
+
+
+def digits_of(metric: str, value: float) -> int:
+    """Digits behind the point: one of a number in percent, as many as make four in all of any other."""
+    if is_percentage(metric) or value == 0 or not math.isfinite(value):
+        return 1
+    return max(0, 3 - math.floor(math.log10(abs(value))))
+
+
+def metric_text(metric: str, value: float) -> str:
+    """A validation number for reading."""
+    return f"{value:.{digits_of(metric, value)}f}"
 
 
 def health_curves(lines: Sequence[Line]) -> list[Curve]:
     """Collapse diagnostics of each view over training: std, covariance, RankMe and whatever else is logged."""
     health = of_kind(lines, "health")
     names = [name for name in _names(health) if "/" in name]
-    known = {
-        "std": "Standard deviation (mean)",
-        "relative_std": "Spread relative to the length",
-        "covariance": "Correlation (mean absolute)",
-        "rankme": "RankMe (effective dimensions)",
-    }
-    statistics = list(dict.fromkeys([*known, *(name.rpartition("/")[2] for name in names)]))
+    statistics = dict.fromkeys([*_HEALTH, *(name.rpartition("/")[2] for name in names)])
     plots = [
-        (known.get(key, key), f"health-{key}", [name for name in names if name.rpartition("/")[2] == key])
-        for key in statistics
+        (_TITLES.get(what, what), f"health-{number}", [name for name in names if name.rpartition("/")[2] == what])
+        for number, what in enumerate(statistics)
     ]
     return _curves(health, plots, label=lambda name: name.rpartition("/")[0])
 
@@ -177,15 +217,17 @@ def _curves(
     plots: Sequence[tuple[str, str, list[str]]],
     *,
     label: Callable[[str], str] = str,
-    mark_highest: bool = False,
+    mark: str | None = None,
 ) -> list[Curve]:
-    """A curve for each (title, key, names) that any line has a value for."""
+    """A curve for each (title, key, names) that any line has a value for; the highest point of `mark` is marked."""
     unit = "epoch" if lines and all(is_number(line.get("epoch")) for line in lines) else "step"
     curves = []
     for title, key, names in plots:
-        series = [_Series(label(name), *points) for name in names if len((points := _points(lines, name, unit))[0])]
+        found = {name: points for name in names if len((points := _points(lines, name, unit))[0])}
+        series = [_Series(label(name), *points) for name, points in found.items()]
         if series:
-            svg = _draw(key, series, x_label=unit, mark_highest=mark_highest)
+            best = None if mark is None or mark not in found else (mark, series[list(found).index(mark)])
+            svg = _draw(key, series, x_label=unit, best=best)
             curves.append(Curve(title, _alt(title, series, unit), svg))
     return curves
 
@@ -216,7 +258,15 @@ def _alt(title: str, series: Sequence[_Series], unit: str) -> str:
     return f"{title}. {'; '.join(parts)}."
 
 
-def _draw(key: str, series: Sequence[_Series], *, x_label: str, log: bool = False, mark_highest: bool = False) -> str:
+def _draw(
+    key: str,
+    series: Sequence[_Series],
+    *,
+    x_label: str,
+    log: bool = False,
+    best: tuple[str, _Series] | None = None,
+) -> str:
+    """The drawing; its ids begin with `key`, and the highest point of `best`, a name and its series, is marked."""
     lowest, highest = min(s.y.min() for s in series), max(s.y.max() for s in series)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.7, 2.45), layout="constrained")
@@ -230,8 +280,8 @@ def _draw(key: str, series: Sequence[_Series], *, x_label: str, log: bool = Fals
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.tick_params(which="minor", labelleft=False, left=False)
         axes.set_xlabel(x_label)
-        if mark_highest:
-            _mark_highest(axes, series[0])
+        if best is not None:
+            _mark_highest(axes, *best)
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=3, handlelength=2.6, columnspacing=1.2, borderpad=0.1)
         buffer = io.StringIO()
@@ -253,26 +303,38 @@ def _draw_series(axes: Axes, series: _Series, number: int) -> None:
     axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.6, marker=marker, markersize=3, label=series.label)
 
 
-def _mark_highest(axes: Axes, series: _Series) -> None:
+def _mark_highest(axes: Axes, metric: str, series: _Series) -> None:
     best = int(series.y.argmax())
     axes.margins(y=0.18)
     axes.plot(series.x[best], series.y[best], marker="o", markersize=6, markerfacecolor="none", color=_INK)
     side = "right" if best > len(series.x) / 2 else "left"
     place = (series.x[best], series.y[best])
-    axes.annotate(f"best {series.y[best]:.1f}", place, (0, 6), textcoords="offset points", ha=side, color=_INK)
+    words = f"best {metric_text(metric, series.y[best])}"
+    axes.annotate(words, place, (0, 6), textcoords="offset points", ha=side, color=_INK)
 
 
 def _inline(svg: str, key: str) -> str:
-    """Make a drawing part of a page: no prologue, no namespaces, ids of its own, the page's colours and font."""
+    """Make a drawing part of a page: no prologue, no namespaces, ids of its own, the page's colours and font.
+
+    Only tags are changed: what stands between them are names from a log, which may hold anything.
+    """
     head, _, body = svg[svg.index("<svg") :].partition(">")
     head = re.sub(r'\s(?:xmlns(?::xlink)?|version|width|height)="[^"]*"', "", head)
     svg = head + ">" + re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
-    svg = svg.replace("xlink:href=", "href=")
-    svg = re.sub(r"\s*font-family: [^;\"]*;?", "", svg)
-    svg = re.sub(r'\bid="', f'id="{key}-', svg)
-    svg = re.sub(r'href="#', f'href="#{key}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{key}-", svg)
-    svg = re.sub(r"#0000[0-9a-f]{2}\b", lambda match: f"var({_VARIABLES[match[0]]})", svg)
-    svg = re.sub(r' d="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)  # 0.01 pt is enough
+    svg = re.sub(r"<[^>]*>", lambda match: _inline_tag(match[0], key), svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
+
+
+def _inline_tag(tag: str, key: str) -> str:
+    """One tag of a drawing: its font is the page's, its ids begin with `key`, its stand-ins are the page's colours."""
+    tag = re.sub(r"\s*font-family: [^;\"]*;?", "", tag.replace("xlink:href=", "href="))
+    tag = re.sub(r'\bid="|href="#|url\(#', lambda match: f"{match[0]}{key}-", tag)
+    tag = re.sub(r"#0000[0-9a-f]{2}\b", lambda match: _variable(match[0]), tag)
+    return re.sub(r' d="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), tag)  # 0.01 pt is enough
+
+
+def _variable(colour: str) -> str:
+    """The CSS variable of a stand-in; another colour stays."""
+    name = _VARIABLES.get(colour)
+    return colour if name is None else f"var({name})"

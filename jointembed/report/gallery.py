@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,15 @@ _MOST_EXAMINED = 2048  # queries looked at, a direction, in search of right and 
 Entry = dict[str, Any]
 
 
+class Scoring(NamedTuple):
+    """How an evaluation scored and searched: by default by the cosine, all with all."""
+
+    normalize: bool = True  # score by cosine, else by inner product
+    words: str = "cosines"  # what the scores are, for the reader
+    folds: tuple[np.ndarray, np.ndarray] | None = None  # (I,) and (T,): rows of one fold meet, those of -1 none
+    ranks: tuple[np.ndarray, np.ndarray] | None = None  # (I,) and (T,) that it found; else they are found here
+
+
 def write_gallery(
     folder: Path,
     *,
@@ -29,6 +39,7 @@ def write_gallery(
     texts: Sequence[str],
     positives: Tensor,
     open_picture: Callable[[int], Image.Image],
+    scoring: Scoring = Scoring(),  # noqa: B008 - never changed
     queries: int = 12,
     seed: int = 0,
 ) -> Path:
@@ -39,12 +50,13 @@ def write_gallery(
 
     Args:
         folder: evaluation folder, made where missing.
-        image: (I, D) embeddings of the pictures, any scale.
+        image: (I, D) embeddings of the pictures, as they search; any scale where they are scored by the cosine.
         text: (T, D) embeddings of the texts.
         image_names: I names, for the reader.
         texts: T texts, kept as they are.
         positives: (P, 2) pairs (picture, text) that belong together, a tensor or an array.
         open_picture: gives picture number i in RGB.
+        scoring: of the evaluation whose gallery this is.
         queries: how many, both directions together.
         seed: which ones.
 
@@ -56,7 +68,13 @@ def write_gallery(
     """
     pairs = torch.as_tensor(positives).long()
     _check(image, text, image_names, texts, pairs)
-    image, text = functional.normalize(image.float(), dim=1), functional.normalize(text.float(), dim=1)
+    image, text = image.float(), text.float()
+    if scoring.normalize:
+        image, text = functional.normalize(image, dim=1), functional.normalize(text, dim=1)
+    of_image, of_text = _folds(scoring, len(image), len(text))
+    pairs = pairs[(of_image[pairs[:, 0]] == of_text[pairs[:, 1]]) & (of_image[pairs[:, 0]] >= 0)]
+    asked, answers = _Side(image, of_image), _Side(text, of_text)
+    rank_of_image, rank_of_text = scoring.ranks or (None, None)
     texts_of, images_of = _partners(pairs), _partners(pairs.flip(1))
     needed: set[int] = set()
 
@@ -66,16 +84,50 @@ def write_gallery(
         return entry | ({"caption": texts[texts_of[number][0]]} if number in texts_of else {})
 
     entries = []
-    for number in _choose(image, text, texts_of, queries // 2, seed):
+    for number in _choose(asked, answers, texts_of, queries // 2, seed):
         query = picture(number)
         query["text"] = query.pop("caption")
-        entries.append(_entry("i2t", query, image[number] @ text.T, texts_of[number], lambda i: {"text": texts[i]}))
-    for number in _choose(text, image, images_of, queries - queries // 2, seed + 1):
-        entries.append(_entry("t2i", {"text": texts[number]}, text[number] @ image.T, images_of[number], picture))
+        scores = _scores(asked, answers, torch.tensor([number]))[0]
+        entry = _entry("i2t", query, scores, texts_of[number], lambda i: {"text": texts[i]})
+        entries.append(entry | _known(rank_of_image, number))
+    for number in _choose(answers, asked, images_of, queries - queries // 2, seed + 1):
+        scores = _scores(answers, asked, torch.tensor([number]))[0]
+        entry = _entry("t2i", {"text": texts[number]}, scores, images_of[number], picture)
+        entries.append(entry | _known(rank_of_text, number))
     _write_thumbs(folder / "thumbs", needed, open_picture)
     path = folder / "gallery.json"
-    publish_json(path, {"seed": seed, "queries": entries})  # its ASCII keeps even a lone surrogate of a caption
+    content = {"seed": seed, "scores": scoring.words, "queries": entries}
+    publish_json(path, content)  # its ASCII keeps even a lone surrogate of a caption
     return path
+
+
+class _Side(NamedTuple):
+    """Pictures or texts, as they search one another."""
+
+    rows: Tensor  # (N, D) float32
+    fold: Tensor  # (N,) int64
+
+
+def _folds(scoring: Scoring, images: int, texts: int) -> tuple[Tensor, Tensor]:
+    if scoring.folds is None:
+        return torch.zeros(images, dtype=torch.long), torch.zeros(texts, dtype=torch.long)
+    of_image, of_text = (torch.as_tensor(one).long() for one in scoring.folds)
+    if (len(of_image), len(of_text)) != (images, texts):
+        found = f"{len(of_image)} and {len(of_text)}"
+        raise EvaluationError(f"gallery: folds of {found} rows; expected {images} pictures and {texts} texts")
+    return of_image, of_text
+
+
+def _scores(query: _Side, answer: _Side, block: Tensor) -> Tensor:
+    """(B, A) scores of some queries with all answers; minus infinity with those of another fold."""
+    with torch.no_grad():
+        scores = query.rows[block] @ answer.rows.T
+    return scores.masked_fill((query.fold[block, None] != answer.fold).to(scores.device), -torch.inf)
+
+
+def _known(ranks: np.ndarray | None, number: int) -> Entry:
+    """The rank that the evaluation found, in place of the one found here; both differ only by rounding."""
+    return {} if ranks is None else {"rank": float(ranks[number])}
 
 
 def _check(image: Tensor, text: Tensor, names: Sequence[str], texts: Sequence[str], pairs: Tensor) -> None:
@@ -106,14 +158,14 @@ def _partners(pairs: Tensor) -> dict[int, list[int]]:
     return partners
 
 
-def _choose(query: Tensor, answer: Tensor, partners: dict[int, list[int]], count: int, seed: int) -> list[int]:
+def _choose(query: _Side, answer: _Side, partners: dict[int, list[int]], count: int, seed: int) -> list[int]:
     """Numbers of `count` queries, half of them with a right first answer where there are enough of both kinds."""
     numbers = torch.tensor(sorted(partners), dtype=torch.long)
     order = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))][:_MOST_EXAMINED]
     right: list[int] = []
     wrong: list[int] = []
     for block in order.split(_BLOCK):
-        best = (query[block] @ answer.T).argmax(dim=1)
+        best = _scores(query, answer, block).argmax(dim=1)
         for number, first in zip(block.tolist(), best.tolist(), strict=True):
             (right if first in partners[number] else wrong).append(number)
         if min(len(right), len(wrong)) >= count:
@@ -124,8 +176,9 @@ def _choose(query: Tensor, answer: Tensor, partners: dict[int, list[int]], count
 
 
 def _entry(direction: str, query: Entry, scores: Tensor, positives: list[int], show: Callable[[int], Entry]) -> Entry:
-    """One query with its best answers; scores (A,) are cosines, best first, equal ones by number."""
-    best = scores.argsort(descending=True, stable=True)[:ANSWERS].tolist()
+    """One query with its best answers; of scores (A,) the best first, equal ones by number."""
+    order = scores.argsort(descending=True, stable=True)[:ANSWERS]
+    best = order[scores[order] > -torch.inf].tolist()
     answers = [show(i) | {"score": float(scores[i]), "correct": i in positives} for i in best]
     return {"direction": direction, "query": query, "answers": answers, "rank": _expected_rank(scores, positives)}
 

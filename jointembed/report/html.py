@@ -1,6 +1,7 @@
 """The report of a run: one self-contained HTML page in the run folder."""
 
 import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jointembed.errors import CheckpointError
 from jointembed.report import curves, paper
 from jointembed.report.read import Evaluation, method_of, read_evaluations, read_json, read_recipe
 from jointembed.report.rendering import format_number, write_page
+from jointembed.report.retrieval import chance_text
 from jointembed.report.tables import Number
 
 _RECALL = re.compile(r"i2t_R@(\d+)")
@@ -50,17 +52,19 @@ def _content(run: Path) -> dict[str, Any]:
     evaluations = read_evaluations(run)
     finished = {evaluation.folder.name for evaluation in evaluations}
     folders = sorted(path.name for path in run.glob("evaluation/*") if path.is_dir())
+    select = _select(recipe or {})
     return {
         "name": (recipe or {}).get("name") or run.resolve().name,
         "description": (recipe or {}).get("description") or "",
         "method": _method(run, recipe),
         "summary": _summary(recipe or {}),
         "recipe": None if recipe is None else yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
-        "tiles": tiles_of(metrics.lines),
+        "tiles": tiles_of(metrics.lines, select),
         "broken": metrics.broken,
         "has_lines": bool(metrics.lines),
         "loss_curves": curves.loss_curves(metrics.lines),
-        "validation_curves": curves.validation_curves(metrics.lines),
+        "has_validation": any(line["kind"] == "validation" for line in metrics.lines),
+        "validation_curves": curves.validation_curves(metrics.lines, select=select),
         "health_curves": curves.health_curves(metrics.lines),
         "evaluations": [_evaluation(evaluation, number) for number, evaluation in enumerate(evaluations)],
         "unfinished": [name for name in folders if name not in finished],
@@ -72,6 +76,12 @@ def _content(run: Path) -> dict[str, Any]:
 def _method(run: Path, recipe: Mapping[str, Any] | None) -> str | None:
     objective = (recipe or {}).get("objective")
     return method_of(run) if isinstance(objective, Mapping) and "name" in objective else None
+
+
+def _select(recipe: Mapping[str, Any]) -> str:
+    """The validation number that picks the model: of retrieval where a recipe names none."""
+    evaluation = recipe.get("evaluation")
+    return str((evaluation.get("select") if isinstance(evaluation, Mapping) else None) or "rsum")
 
 
 def _summary(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -118,8 +128,8 @@ def _words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def tiles_of(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """What the log of any run says at a glance: (label, value, remark)."""
+def tiles_of(lines: Sequence[Mapping[str, Any]], select: str = "rsum") -> list[tuple[str, str, str]]:
+    """What the log of any run says at a glance, (label, value, remark); `select` is what picks its model."""
     if not lines:
         return []
     last = max(lines, key=lambda line: line["step"])
@@ -129,10 +139,12 @@ def tiles_of(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     train = [line for line in curves.of_kind(lines, "train") if curves.is_number(line.get("loss"))]
     if train:
         tiles.append(("last loss", format_number(train[-1]["loss"]), f"first {format_number(train[0]['loss'])}"))
-    validation = [line for line in curves.of_kind(lines, "validation") if curves.is_number(line.get("rsum"))]
-    if validation:
-        best = max(validation, key=lambda line: line["rsum"])
-        tiles.append(("best validation rsum", f"{best['rsum']:.1f}", f"at step {format_number(best['step'])}"))
+    validation = curves.of_kind(lines, "validation")
+    looks = [line for line in validation if curves.is_number(line.get(select)) and math.isfinite(line[select])]
+    if looks:
+        best = max(looks, key=lambda line: line[select])
+        value = curves.metric_text(select, best[select])
+        tiles.append((f"best validation {select}", value, f"at step {format_number(best['step'])}"))
     return tiles
 
 
@@ -167,6 +179,7 @@ def _evaluation(evaluation: Evaluation, number: int) -> dict[str, Any]:
         "spectrum": curves.spectrum_curve(collapse or {}, key=f"spectrum-{number}"),
         "has_collapse": collapse is not None,
         "gallery": None if gallery is None else _gallery(folder, gallery),
+        "scores": (gallery or {}).get("scores", "cosines"),  # of a gallery from before it said so: always these
     }
 
 
@@ -200,7 +213,8 @@ def _directions(evaluation: Evaluation) -> dict[str, Any] | None:
 def _recall(number: Number | None, chance: float | None) -> dict[str, Any] | None:
     if number is None:
         return None
-    return {"value": number.value, "low": number.low, "high": number.high, "chance": chance}
+    told = None if chance is None else chance_text(chance)
+    return {"value": number.value, "low": number.low, "high": number.high, "chance": told}
 
 
 def _totals(evaluation: Evaluation) -> list[tuple[str, str]]:

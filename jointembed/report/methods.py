@@ -15,10 +15,13 @@ Recipe = Mapping[str, Any]
 
 # Keys of a recipe on which what is learnt does not depend, and the seed: runs that differ in these are of one kind.
 _FREE = {
-    "training": ("log_every", "health_every", "save_every", "keep", "trackers", "probe", "compile"),
-    "loader": ("workers",),
-    "evaluation": ("every", "evaluators", "protocol", "select", "batch"),
-}
+    "training": (
+        "log_every", "health_every", "save_every", "keep", "trackers", "probe", "compile", "rank_timeout",
+        "skip_nonfinite",
+    ),
+    "loader": ("workers", "timeout"),
+    "evaluation": ("batch",),  # the other keys decide which model of a run is published
+}  # fmt: skip
 
 
 class Switches(NamedTuple):
@@ -170,7 +173,16 @@ def identity(recipe: Recipe) -> str:
     for block, keys in _FREE.items():
         if isinstance(kept.get(block), Mapping):
             kept[block] = {key: value for key, value in kept[block].items() if key not in keys}
+    if isinstance(kept.get("evaluation"), Mapping) and kept["evaluation"].get("evaluators"):
+        kept["evaluation"] = {**kept["evaluation"], "evaluators": _picking(kept["evaluation"])}
     return _hash(kept)
+
+
+def _picking(evaluation: Mapping[str, Any]) -> list[Any]:
+    """The evaluators that may give the number that picks the model: those it is named after, all if after none."""
+    evaluators, select = evaluation["evaluators"], str(evaluation.get("select"))
+    named = [one for one in evaluators if isinstance(one, Mapping) and select.startswith(str(one.get("name")))]
+    return named or list(evaluators)
 
 
 def setting(recipe: Recipe) -> str:

@@ -106,7 +106,7 @@ def print_retrieval(metrics: Mapping[str, Any]) -> RichTable:
             if name in intervals:
                 parts.append(f"[{intervals[name][0]:.1f}, {intervals[name][1]:.1f}]")
             if name in chance:
-                parts.append(f"chance {chance[name]:.2g}")
+                parts.append(f"chance {chance_text(chance[name])}")
             cells.append(Text("\n".join(parts)))
         query = paper.QUERY_MODALITY[direction].replace(" (", "\n(")
         query += f'\npaper: "{paper.PRINTED_LABEL[direction]}"'
@@ -115,11 +115,16 @@ def print_retrieval(metrics: Mapping[str, Any]) -> RichTable:
     return table
 
 
+def chance_text(percent: float) -> str:
+    """A chance level: two digits where it is low, one behind the point where that would be `1e+02`."""
+    return f"{percent:.1f}" if percent >= 10 else f"{percent:.2g}"
+
+
 def _below(document: Mapping[str, Any]) -> str:
     values = document["metrics"]
     parts = [f"rsum {values['rsum']:.1f}"] if "rsum" in values else []
     if parts and "rsum" in (document.get("chance") or {}):
-        parts[0] += f" (chance {document['chance']['rsum']:.1f})"
+        parts[0] += f" (chance {chance_text(document['chance']['rsum'])})"
     for key, words in (("n_images", "images"), ("n_texts", "texts"), ("tied_queries", "tied queries")):
         count = document.get(key, values.get(key))
         if count is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from jointembed.report.curves import digits_of
 from jointembed.report.plots import COLOURS, figure_of
 from jointembed.report.tables import Cell, Column, Number, Page, Table
 
@@ -68,7 +69,7 @@ def _table(search: Trials) -> Table:
         Column("note", "Note", kind="words"),
         Column("folder", "Run", kind="code"),
     )
-    rows = tuple(_row(one) for one in search.ranked)
+    rows = tuple(_row(one, search.metric) for one in search.ranked)
     states = [one.state for one in search.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none yet"
     spent = sum(one.minutes or 0.0 for one in search.trials)
@@ -81,10 +82,10 @@ def _table(search: Trials) -> Table:
     return Table(f"{search.name}: {len(search.trials)} trials", columns, rows, tuple(notes))
 
 
-def _row(one: Trial) -> dict[str, Cell]:
+def _row(one: Trial, metric: str) -> dict[str, Cell]:
     row: dict[str, Cell] = {"trial": one.number, "state": one.state, "looks": one.looks, "note": one.note}
     row |= {f"parameter/{name}": _shown(value) for name, value in one.parameters.items()}
-    row["metric"] = None if one.value is None else Number(one.value)
+    row["metric"] = None if one.value is None else Number(one.value, digits=digits_of(metric, one.value))
     row["epoch"] = None if one.epoch is None else Number(one.epoch, digits=2)
     row["minutes"] = None if one.minutes is None else Number(one.minutes)
     return row | {"folder": one.folder}

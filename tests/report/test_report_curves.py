@@ -2,6 +2,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from report_runs import metrics_lines
@@ -40,6 +41,38 @@ def test_epoch_is_the_axis_where_every_line_has_it() -> None:
 def test_highest_rsum_is_marked() -> None:
     lines = [{"kind": "validation", "step": s, "rsum": r} for s, r in ((1, 90.0), (2, 251.26), (3, 200.0))]
     assert "best 251.3" in curves.validation_curves(lines)[0].svg
+
+
+def test_a_run_of_pictures_shows_every_number_and_marks_what_selects() -> None:
+    numbers = {"knn20_top1": 71.24, "knn20_top5": 90.0, "std": 0.9512, "z_std": 0.04, "rankme": 30.0}
+    lines = [{"kind": "validation", "step": s, **{name: v * s for name, v in numbers.items()}} for s in (1, 2)]
+    found = curves.validation_curves(lines, select="knn20_top1")
+    assert [curve.title for curve in found] == [
+        "Validation: Accuracy in %", "Validation: Standard deviation (mean)",
+        "Validation: RankMe (effective dimensions)",
+    ]  # fmt: skip
+    assert all(f">{name}<" in found[0].svg for name in ("knn20_top1", "knn20_top5"))
+    assert all(f">{name}<" in found[1].svg for name in ("std", "z_std"))
+    assert ["best " in curve.svg for curve in found] == [True, False, False] and "best 142.5" in found[0].svg
+    assert "best 0.08000" in curves.validation_curves(lines, select="z_std")[1].svg
+
+
+def test_a_run_of_captions_shows_its_ranks_but_not_the_size_of_its_data() -> None:
+    numbers = {"i2t_medr": 3.0, "t2i_medr": 4.0, "tied_queries": 1.0, "n_images": 5.0, "n_texts": 25.0}
+    titles = [curve.title for curve in curves.validation_curves([{"kind": "validation", "step": 1, **numbers}])]
+    assert titles == ["Validation: Median rank", "Validation: Tied queries"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "words"),
+    [
+        ("rsum", 251.26, "251.3"), ("i2t_R@1", 0.951, "1.0"), ("knn20_top1", 41.25, "41.2"),
+        ("z_std", 0.951, "0.9510"), ("z_std", 0.04, "0.04000"), ("rankme", 123.456, "123.5"),
+        ("rankme", 1234.6, "1235"), ("bbox_AP", 0.0, "0.0"), ("std", float("nan"), "nan"),
+    ],
+)  # fmt: skip
+def test_numbers_in_percent_have_one_digit_and_others_four(metric: str, value: float, words: str) -> None:
+    assert curves.metric_text(metric, value) == words
 
 
 def test_step_written_twice_counts_once_and_values_without_meaning_are_left_out() -> None:
@@ -103,6 +136,20 @@ def test_label_cannot_leave_its_drawing() -> None:
     lines = [{"kind": "train", "step": s, "<b>x</b>": 1.0 * s, "$y$": 2.0} for s in (1, 2)]
     svg = curves.loss_curves(lines)[0].svg
     assert "<b>" not in svg and "&lt;b&gt;x" in svg and ">$y$<" in svg
+
+
+@pytest.mark.parametrize("name", ['v/a"><b>', "v/a\\d", "v/\\g<0>", "#000099/std", "#000001/std", 'v/ id="x" href="#y'])
+def test_names_of_a_log_stay_text(name: str) -> None:
+    lines = [{"kind": "health", "step": s, name: 1.0 * s, "b/std": 2.0, f"c/{name}": 3.0} for s in (1, 2)]
+    for curve in curves.health_curves(lines):
+        root = ElementTree.fromstring(curve.svg)  # well-formed
+        assert not root.findall(".//b")
+        ids = [one.attrib["id"] for one in root.iter() if "id" in one.attrib]
+        assert ids and all(re.fullmatch(r"health-\d+-[\w.]+", one) for one in ids)
+    view = name.rpartition("/")[0]
+    assert any(f"{view}: 1 at step 1" in curve.alt for curve in curves.health_curves(lines))
+    if name.startswith("#"):
+        assert any(one.text == view for one in ElementTree.fromstring(curves.health_curves(lines)[0].svg).iter("text"))
 
 
 def test_read_metrics(tmp_path: Path) -> None:

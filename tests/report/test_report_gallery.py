@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,7 +10,10 @@ from report_runs import ODD_CAPTIONS, embeddings
 from torch.nn import functional
 
 from jointembed.errors import EvaluationError
-from jointembed.report.gallery import write_gallery
+from jointembed.evaluation.corrections import CSLS
+from jointembed.evaluation.protocols import matches
+from jointembed.evaluation.retrieval import retrieval_ranks
+from jointembed.report.gallery import Scoring, write_gallery
 
 
 def queries_of(folder: Path, **changes: Any) -> list[dict[str, Any]]:
@@ -112,3 +116,39 @@ def test_many_to_many_truth_and_items_without_partner(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
         write_gallery(tmp_path, **(embeddings() | changes))
+
+
+def test_a_corrected_gallery_is_of_the_corrected_scores(tmp_path: Path) -> None:
+    given = embeddings()
+    owner = np.arange(20).repeat(2)
+    scored = CSLS(k=3)(given["image"], given["text"])
+    found = retrieval_ranks(scored.image, scored.text, matches(np.arange(20), owner), normalize=False)
+    scoring = Scoring(False, "cosines corrected by csls", ranks=(found.i2t.rank, found.t2i.rank))
+    changes = {"image": scored.image, "text": scored.text, "scoring": scoring, "queries": 100}
+    queries = queries_of(tmp_path, **changes)
+    scores = scored.image @ scored.text.T
+    for query in (one for one in queries if one["direction"] == "i2t"):
+        number = given["image_names"].index(query["query"]["name"])
+        best = scores[number].sort(descending=True)
+        assert [answer["score"] for answer in query["answers"]] == pytest.approx(best.values[:5].tolist(), abs=1e-5)
+        assert query["rank"] == found.i2t.rank[number]
+    computed = queries_of(tmp_path, **changes | {"scoring": Scoring(False)})
+    assert [one["rank"] for one in computed] == [one["rank"] for one in queries]
+    assert [one["rank"] for one in queries] != [one["rank"] for one in queries_of(tmp_path, queries=100)]
+    assert json.loads((tmp_path / "gallery.json").read_text())["scores"] == "cosines"
+
+
+def test_folds_meet_only_their_own(tmp_path: Path) -> None:
+    of_image, of_text = np.arange(20) // 10, np.arange(40) // 20
+    of_text[:3] = -1  # captions that nobody asks: both of picture 0, one of picture 1
+    queries = queries_of(tmp_path, scoring=Scoring(folds=(of_image, of_text)), queries=100)
+    names = [one["query"]["name"] for one in queries if one["direction"] == "i2t"]
+    assert sorted(names) == sorted(f"shape_{number}.png" for number in range(1, 20))
+    for query in queries:
+        if query["direction"] == "i2t":
+            assert len(query["answers"]) == 5 and query["rank"] <= 20
+    few = Scoring(folds=(np.zeros(20), np.where(np.arange(40) < 2, 0, -1)))
+    queries = queries_of(tmp_path, scoring=few, queries=100)
+    assert [len(one["answers"]) for one in queries] == [2, 5, 5]
+    with pytest.raises(EvaluationError, match="folds of 20 and 39 rows"):
+        queries_of(tmp_path, scoring=Scoring(folds=(of_image, of_text[1:])))

@@ -159,6 +159,42 @@ def test_missing_part_is_said(short_run: Path, written_report: Path, gone: str, 
     assert words in report(short_run).text
 
 
+def test_validation_of_pictures_is_drawn_and_its_best_is_at_a_glance(short_run: Path) -> None:
+    recipe = yaml.safe_load((short_run / "recipe.yaml").read_text())
+    recipe["evaluation"]["select"] = "z_std"
+    (short_run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    lines = [
+        {"kind": "validation", "step": s, "knn20_top1": 10.0 * s, "z_std": z}
+        for s, z in ((1, 0.04), (2, 0.951), (3, float("nan")), (4, 0.5))
+    ]
+    (short_run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report(short_run).text
+    assert "No validation" not in text and "Validation: Accuracy in %" in text
+    assert "best validation z_std 0.9510 at step 2" in text and "best validation rsum" not in text
+    (short_run / "metrics.jsonl").write_text(json.dumps(lines[2] | {"knn20_top1": float("nan")}) + "\n")
+    assert "No finite number in the validation lines of metrics.jsonl." in report(short_run).text
+
+
+def test_a_chance_level_of_all_is_no_power_of_ten(short_run: Path) -> None:
+    path = short_run / "evaluation/test-full/metrics.json"
+    document = json.loads(path.read_text())
+    document["chance"] = dict.fromkeys(document["chance"], 99.97) | {"t2i_R@1": 0.125, "rsum": 500.0}
+    path.write_text(json.dumps(document))
+    text = report(short_run).text
+    assert "chance 100.0" in text and "chance 0.12" in text and "chance 500.0" in text and "e+" not in text
+
+
+def test_a_gallery_says_what_its_scores_are(short_run: Path) -> None:
+    assert "Scores are cosines." in report(short_run).text
+    path = short_run / "evaluation/test-full/gallery.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": "cosines corrected by csls"}))
+    assert "Scores are cosines corrected by csls." in report(short_run).text
+    old = json.loads(path.read_text())
+    del old["scores"]  # of before
+    path.write_text(json.dumps(old))
+    assert "Scores are cosines." in report(short_run).text
+
+
 def test_empty_folder_makes_a_report(tmp_path: Path) -> None:
     page = report(tmp_path)
     assert page.problems == [] and tmp_path.name in page.text

@@ -67,6 +67,27 @@ def test_the_same_seed_again_is_no_repetition(tmp_path: Path) -> None:
     assert [str(row["measured/kNN"]) for row in rows] == ["40.0 (1)", "50.0 (2)"]
 
 
+@pytest.mark.parametrize(
+    ("override", "merged"),
+    [
+        ("loader.timeout=1200", True),
+        ("training.rank_timeout=1200", True),
+        ("training.skip_nonfinite=3", True),
+        ("evaluation.batch=64", True),
+        ("evaluation.evaluators=[{name: knn}, {name: linear}]", True),  # a number more, and the same choice
+        ("evaluation.select=z_std", False),
+        ("evaluation.every=15", False),
+        ("evaluation.evaluators=[{name: knn, temperature: 0.2}, {name: collapse}]", False),
+    ],
+)
+def test_runs_whose_model_was_picked_by_other_rules_are_no_seeds(tmp_path: Path, override: str, merged: bool) -> None:
+    for seed, overrides in enumerate(((), (override,))):
+        recipe = SMALL.format("vicreg")
+        write_run(tmp_path / f"{seed}", recipe, f"seed={seed}", *overrides, features={"knn20_top1": 40.0 + seed})
+    rows = lines(first("imagenet", tmp_path), "VICReg")
+    assert len(rows) == (1 if merged else 2)
+
+
 @pytest.mark.parametrize("key", ["settings", "correct"])
 def test_runs_that_were_evaluated_in_other_ways_are_no_seeds(tmp_path: Path, key: str) -> None:
     one: dict[str, Any] = {"settings": {"training": {"epochs": 1}}, "correct": {"name": "csls", "k": 5}}

@@ -124,6 +124,14 @@ def test_terminal_table_of_bare_metrics(run: Path) -> None:
     assert "not measured" in terminal({"metrics": {"i2t_R@1": 3.0}}, width=120)
 
 
+def test_a_chance_level_of_all_is_no_power_of_ten() -> None:
+    names = {f"{way}_R@{k}": 50.0 for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    chance = dict.fromkeys(names, 99.97) | {"i2t_R@1": 0.125, "i2t_R@5": 10.0, "rsum": 400.0}
+    text = terminal({"metrics": names | {"rsum": 300.0}, "chance": chance})
+    assert "e+" not in text and "chance 100.0" in text and "chance 0.12" in text and "chance 10.0" in text
+    assert "(chance 400.0)" in text
+
+
 def test_the_terminal_shows_gap_hubness_and_spread_of_each_view() -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = (torch.randn(40, 6, generator=generator) for _ in range(2))

@@ -1,7 +1,9 @@
 """Whole runs on a tiny data set: they train, resume to the bit, refuse what does not fit."""
 
+import inspect
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from jointembed.data import VIEWS
 from jointembed.data.samples import CaptionSamples
 from jointembed.errors import CheckpointError, JointEmbedError, RecipeError
 from jointembed.model import JointEmbedding
+from jointembed.objectives import OBJECTIVES
 from jointembed.recipe import Recipe
 from jointembed.training import checkpoint as checkpoints
 from jointembed.training import loop
+from jointembed.training.log import collapse_warnings
 
 Make = Callable[..., Recipe]
 
@@ -207,6 +211,43 @@ def test_the_cost_of_a_run(tmp_path: Path, speeds: list[float], median: float | 
     assert (cost["seconds"], cost["samples_per_second"], cost["batch"], cost["world"]) == (7.0, median, 8, 1)
 
 
+@pytest.mark.parametrize("known", ['{"peak_process_bytes": 9e15, "peak_device_bytes": 5}', '{"peak_proc', "[]", None])
+def test_the_cost_of_a_resumed_run_keeps_the_higher_peaks(tmp_path: Path, known: str | None) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "seconds": 1.0, "samples_per_second": 2.0}\n')
+    if known is not None:
+        (tmp_path / "cost.json").write_text(known)
+    runs.write_cost(tmp_path, torch.device("cpu"), resumed=True)
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    if known is not None and "5" in known:
+        assert (cost["peak_process_bytes"], cost["peak_device_bytes"]) == (9e15, 5)
+    else:
+        assert 1e6 < cost["peak_process_bytes"] < 1e13 and cost["peak_device_bytes"] is None
+    runs.write_cost(tmp_path, torch.device("cpu"))
+    assert json.loads((tmp_path / "cost.json").read_text())["peak_process_bytes"] < 1e13
+
+
+def test_brackets_in_a_name_or_folder_are_no_markup(
+    tiny_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = tiny_recipe("name=x[/b]", "training.epochs=0.25"), tmp_path / "run[seed1][/b]"
+    runs.train(recipe, run)
+    runs.train(recipe, run, resume=True)
+    out = capsys.readouterr().out
+    assert out.count("x[/b]: vicreg") == 2 and f"resuming {run} at step 1" in out
+
+
+def test_a_resume_that_does_no_step_leaves_the_cost(tiny_recipe: Make, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    runs.train(tiny_recipe("training.epochs=0.5"), run)
+    known = json.loads((run / "cost.json").read_text()) | {"peak_process_bytes": 9e15}
+    (run / "cost.json").write_text(json.dumps(known))
+    runs.train(tiny_recipe("training.epochs=0.5"), run, resume=True)
+    assert json.loads((run / "cost.json").read_text()) == known
+    runs.train(tiny_recipe("training.epochs=1"), run, resume=True, changed=True)
+    cost = json.loads((run / "cost.json").read_text())
+    assert cost["peak_process_bytes"] == 9e15 and cost["epochs"] == 1 and cost["seconds"] > known["seconds"]
+
+
 @pytest.mark.parametrize(
     ("select", "message"),
     [
@@ -318,3 +359,17 @@ def test_micro_batches_draw_the_same_dropout_in_both_passes_and_move_statistics_
         assert torch.equal(first, second)
     counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
     assert {int(count) for count in counts} == {0, 3}  # 0: the frozen encoder
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_collapse_is_told_with_a_remedy_that_the_objective_has(name: str) -> None:
+    """Every key that a remedy names is an argument of the objective, or of the terms that any objective takes."""
+    arguments = inspect.signature(OBJECTIVES[name]).parameters
+    values = {"a/relative_std": 0.01, "b/relative_std": 0.9, "b/rankme": 1.2, "c/relative_std": 0.9, "c/rankme": 30.0}
+    point, line = collapse_warnings(values, OBJECTIVES[name].remedies)
+    assert point.startswith("view 'a' has collapsed to a point (spread 0.010")
+    assert line.startswith("view 'b' has collapsed to a line (RankMe 1.20)")
+    for sentence in (point, line):
+        keys = re.findall(r"objective\.(\w+)", sentence)
+        assert keys or "regularize: {variance: 1, covariance: 0.01}" in sentence
+        assert set(keys) <= set(arguments)
