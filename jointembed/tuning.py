@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from jointembed.errors import CheckpointError, Interrupted, JointEmbedError, RecipeError
-from jointembed.report.curves import is_number, of_kind, read_metrics
+from jointembed.report.curves import is_number, metric_text, of_kind, read_metrics
 from jointembed.report.trials import Trial, Trials, draw_trials, trials_page
 from jointembed.training.interrupt import Interrupts, signal_name
 from jointembed.training.lock import FolderLock
@@ -269,7 +269,7 @@ def _run_trial(
     else:  # a search goes on with other trials, not with this one; its best model stays
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
     study.tell(trial, best[0] if state == "COMPLETE" and best else None, state=optuna.trial.TrialState[state])
-    shown = "" if best is None else f"{search.metric} {best[0]:.1f} at epoch {best[1]:g}, "
+    shown = "" if best is None else f"{search.metric} {metric_text(search.metric, best[0])} at epoch {best[1]:g}, "
     say(f"{run.name}: {shown}{state.lower()}{'' if error is None else f' ({error})'}; {_short(values)}")
 
 

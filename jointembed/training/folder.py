@@ -22,6 +22,7 @@ from jointembed.training.lock import LOCK_NAME, FolderLock
 
 _MARKS = {"environment.json", "recipe.yaml"}  # of a run; a recipe alone may lie in a folder of other work
 _BEGUN = {"environment.json", ".environment.json.part", ".recipe.yaml.part"}  # what a run killed at its start may leave
+_AT_START = _MARKS | _BEGUN | {"checkpoints", "skipped.jsonl"}
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def opened(run: Path, recipe: str, *, resume: bool, overwrite: bool) -> Iterator
         run: made here, with `recipe.yaml` and `environment.json`.
         recipe: the resolved recipe, YAML.
         resume: the folder may hold a run, which goes on; its files are left as they are.
-        overwrite: a run that is there is deleted.
+        overwrite: a run that is there is deleted; one that ended before its first step always is.
 
     Raises:
         CheckpointError: on every rank: not empty, not a run folder, in use by another run, or not writable.
@@ -72,7 +73,7 @@ class FolderError(CheckpointError):
 
 def _prepared(run: Path, recipe: str, *, resume: bool, overwrite: bool) -> FolderLock:
     names = {path.name for path in _content(run)} if run.exists() else set()
-    if names and not (resume or overwrite):
+    if names and not (resume or overwrite or _untrained(run)):
         raise _not_empty(run)
     if names and not names >= _MARKS and not (resume and names <= _BEGUN):  # before anything is written into it
         missing = " and ".join(sorted(_MARKS - names))
@@ -81,7 +82,7 @@ def _prepared(run: Path, recipe: str, *, resume: bool, overwrite: bool) -> Folde
     lock = FolderLock(run)
     try:
         if _content(run) and not resume:
-            if not overwrite:
+            if not (overwrite or _untrained(run)):
                 raise _not_empty(run)
             for path in sorted(_content(run), key=lambda path: path.name in _MARKS):  # killed here, it is a run still
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -101,6 +102,12 @@ def record(run: Path, recipe: str) -> None:
             part = run / f".{name}.part"
             part.write_text(text, encoding="utf-8")
             part.replace(run / name)
+
+
+def _untrained(run: Path) -> bool:
+    """Whether a run was refused there before its first step, by its data say: it is no run to lose."""
+    names = {path.name for path in _content(run)}
+    return names >= _MARKS and names <= _AT_START and not any((run / "checkpoints").glob("*"))
 
 
 def _content(run: Path) -> list[Path]:
@@ -148,5 +155,7 @@ def save_evaluation(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole = {**record, "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    part = folder / ".metrics.json.part"  # a record that a kill cut short would be taken for a measurement
+    part.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    part.replace(folder / "metrics.json")
     return whole

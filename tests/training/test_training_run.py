@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from jointembed import build, runs
 from jointembed.data import VIEWS
 from jointembed.data.samples import CaptionSamples
-from jointembed.errors import CheckpointError, JointEmbedError, RecipeError
+from jointembed.errors import CheckpointError, DataError, JointEmbedError, RecipeError
 from jointembed.model import JointEmbedding
 from jointembed.objectives import OBJECTIVES
 from jointembed.recipe import Recipe
@@ -159,6 +159,21 @@ def test_a_folder_that_is_not_empty_is_not_touched(tiny_recipe: Make, tmp_path: 
         with pytest.raises(CheckpointError, match="not empty"):
             runs.train(tiny_recipe(), tmp_path / "run", **options)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_run_that_was_refused_before_its_first_step_is_no_hindrance(
+    tiny_recipe: Make, tiny_data: Path, tmp_path: Path
+) -> None:
+    captions = tiny_data / "captions.json"
+    text = captions.read_text()
+    captions.write_text("{")
+    with pytest.raises(DataError):
+        runs.train(tiny_recipe(), tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.yaml").exists()
+    captions.write_text(text)
+    assert runs.train(tiny_recipe(), tmp_path / "run")["step"] > 0
+    with pytest.raises(CheckpointError, match="not empty"):
+        runs.train(tiny_recipe(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}])
