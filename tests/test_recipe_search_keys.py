@@ -1,18 +1,30 @@
 """Keys of a recipe that a search turns: several captions a sample, kept random views, shares, ramps, corrections."""
 
 import json
+import pickle
+import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 
 from jointembed import build, build_frozen, runs, runs_evaluate
 from jointembed.build_corrections import correction_of
-from jointembed.build_frozen import FrozenRows, some_pixels
-from jointembed.data.records import CaptionData
+from jointembed.build_frozen import FrozenRows, key_of_pictures, some_pixels
+from jointembed.data.caption_parquet import ParquetPictures
+from jointembed.data.caption_shards import caption_shards
+from jointembed.data.hub import DatasetPictures
+from jointembed.data.pictures import PictureFolder
+from jointembed.data.records import CaptionData, Pictures
+from jointembed.data.shards import PictureTar, PictureZip
+from jointembed.data.subsets import PicturePart
 from jointembed.errors import DataError, RecipeError
 from jointembed.inference.embed import set_centres
 from jointembed.model import JointEmbedding
@@ -119,6 +131,98 @@ def test_other_pictures_of_the_same_names_and_sizes_are_not_taken_from_the_cache
         found.append(FrozenRows(recipe, model)(train))
     assert prints[0] == prints[1] and found[0] is not None and found[1] is not None
     assert not torch.equal(found[0], found[1])
+
+
+def bmps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.bmp"))
+
+
+def in_folder(folder: Path) -> Pictures:
+    return PictureFolder(folder, bmps(folder))
+
+
+def in_part(folder: Path) -> Pictures:
+    return PicturePart(in_folder(folder), range(40))
+
+
+def in_tar(folder: Path) -> Pictures:
+    with tarfile.open(folder / "t.tar", "w") as file:
+        for name in bmps(folder):
+            file.add(folder / name, name)
+    return PictureTar(folder / "t.tar")
+
+
+def in_zip(folder: Path) -> Pictures:
+    with zipfile.ZipFile(folder / "t.zip", "w") as file:
+        for name in bmps(folder):
+            file.write(folder / name, name)
+    return PictureZip(folder / "t.zip")
+
+
+def in_shards(folder: Path) -> Pictures:
+    with tarfile.open(folder / "t.tar", "w") as file:
+        for name in bmps(folder):
+            text = (folder / name).with_suffix(".txt")
+            text.write_text("a dog")
+            file.add(folder / name, name)
+            file.add(text, text.name)
+    return caption_shards(shards=str(folder / "t.tar"), captions="txt").pictures
+
+
+def in_parquet(folder: Path) -> Pictures:
+    table = pyarrow.table({"image": [(folder / name).read_bytes() for name in bmps(folder)]})
+    pyarrow.parquet.write_table(table, folder / "t.parquet")
+    return ParquetPictures([folder / "t.parquet"], "image", 8, 1)
+
+
+def in_rows(folder: Path) -> Pictures:
+    shutil.rmtree(folder / "saved", ignore_errors=True)
+    datasets.Dataset.from_dict({"image": [(folder / name).read_bytes() for name in bmps(folder)]}).save_to_disk(
+        folder / "saved"
+    )
+    return without_captions(datasets.Dataset.load_from_disk(folder / "saved"), folder)
+
+
+def in_rows_of_paths(folder: Path) -> Pictures:
+    cells = [{"bytes": None, "path": str(folder / name)} for name in bmps(folder)]
+    features = datasets.Features({"image": datasets.Image()})
+    return without_captions(datasets.Dataset.from_dict({"image": cells}, features=features), folder)
+
+
+def without_captions(rows: datasets.Dataset, folder: Path) -> Pictures:
+    return DatasetPictures(rows.cast_column("image", datasets.Image(decode=False)), "t", range(40), folder)
+
+
+@pytest.mark.parametrize("kind", [in_folder, in_part, in_tar, in_zip, in_shards, in_parquet, in_rows, in_rows_of_paths])
+def test_one_other_picture_of_the_same_name_and_size_is_another_key(
+    kind: Callable[[Path], Pictures], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(number: int) -> None:  # as many bytes each time, whatever the pixels
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{number:02}.bmp")
+
+    def data() -> CaptionData:
+        captions, ids = tuple((str(number),) for number in range(40)), tuple(map(str, range(40)))
+        return CaptionData("t", kind(tmp_path), np.arange(40), captions, ids)
+
+    for number in range(40):
+        draw(number)
+    first = data()
+    before, fingerprint = key_of_pictures(first), first.fingerprint
+    assert key_of_pictures(pickle.loads(pickle.dumps(first))) == before
+    draw(1)  # the pixels of 0 and 3 are looked at
+    second = data()
+    after = key_of_pictures(second)
+    assert second.fingerprint == fingerprint and after["pixels"] == before["pixels"]
+    assert after != before
+
+
+def test_the_key_of_pictures_is_the_main_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.bmp")
+    data = CaptionData("t", in_folder(tmp_path), np.arange(1), (("a",),), ("0",))
+    monkeypatch.setattr(build_frozen.distributed, "broadcast_object", lambda own: "of the main rank")
+    assert key_of_pictures(data)["files"] == "of the main rank"
 
 
 def test_kept_views_do_not_depend_on_workers(

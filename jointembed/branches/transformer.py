@@ -1,9 +1,12 @@
 """Encoders of the transformers library: from a config, a local folder or a hub id; weights as safetensors only."""
 
 import difflib
+import inspect
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from jointembed.branches.image import IMAGENET_MEAN, IMAGENET_STD, Pixels
@@ -21,8 +24,9 @@ class TransformersVision(nn.Module):
         pool: the model's own pooled output, its first token, or the mean of tokens or pixels of the last layer.
 
     Raises:
-        RecipeError: both or neither of `model` and `config`, or a config that transformers does not know.
-        WeightsError: a folder or hub id that cannot be loaded whole.
+        RecipeError: both or neither of `model` and `config`, or a config that transformers does not know, or of no
+            vision model.
+        WeightsError: a folder or hub id that cannot be loaded whole, or holds no vision model.
     """
 
     modality = "image"
@@ -39,6 +43,7 @@ class TransformersVision(nn.Module):
         super().__init__()
         net = load_transformer(model, config, weights=bool(weights), keep_pooler=pool == "pooler")
         self.model: Any = getattr(net, "vision_model", net)  # CLIP and its like hold two towers
+        _check_modality(self.model, "vision", model)
         self.pool: Literal["pooler", "cls", "mean"] = pool
         self.pixels = Pixels(*_mean_and_std(model))
         self.width = self._try()
@@ -107,9 +112,9 @@ class TransformersText(nn.Module):
         pool: mean of the tokens, the first token, or the last one.
 
     Raises:
-        RecipeError: both or neither of `model` and `config`, a config that transformers does not know, or a tokenizer
-            with more tokens than the model has.
-        WeightsError: a folder or hub id that cannot be loaded whole.
+        RecipeError: both or neither of `model` and `config`, a config that transformers does not know, or of no text
+            model, or a tokenizer with more tokens than the model has.
+        WeightsError: a folder or hub id that cannot be loaded whole, or holds no text model.
     """
 
     modality = "text"
@@ -130,6 +135,7 @@ class TransformersText(nn.Module):
         net = load_transformer(model, config, weights=bool(weights), keep_pooler=False)
         net = getattr(net, "text_model", net)
         self.model: Any = net.get_encoder() if net.config.is_encoder_decoder else net
+        _check_modality(self.model, "text", model)
         self.pool: Literal["mean", "cls", "last"] = pool
         self.width: int = self.model.config.hidden_size
         known = self.model.config.vocab_size
@@ -174,6 +180,21 @@ def load_transformer(model: str | None, config: dict[str, Any] | None, *, weight
     if not keep_pooler and isinstance(getattr(net, "pooler", None), nn.Module) and list(net.pooler.parameters()):
         net.pooler = None
     return net
+
+
+def _check_modality(net: nn.Module, modality: Literal["vision", "text"], model: str | None) -> None:
+    """Refuse a model that does not take captions, or not pictures alone.
+
+    Raises:
+        RecipeError: for a config.
+        WeightsError: naming the folder or hub id.
+    """
+    arguments = inspect.signature(net.forward).parameters
+    takes_text = "input_ids" in arguments
+    if takes_text if modality == "text" else "pixel_values" in arguments and not takes_text:
+        return
+    message = f"{type(net).__name__} is no {modality} model"
+    raise RecipeError(f"encoder.config: {message}") if model is None else WeightsError(f"{model}: {message}")
 
 
 def check_config(given: dict[str, Any], path: str) -> None:
@@ -226,19 +247,39 @@ def _config(given: dict[str, Any]) -> Any:
 def _from_folder_or_hub(model: str, *, weights: bool, keep_pooler: bool) -> Any:
     from transformers import AutoConfig, AutoModel
 
+    place = Path(model)
+    if not place.exists() and (place.is_absolute() or model.startswith(".")):  # transformers takes it for a hub id
+        raise WeightsError(f"{model}: cannot be loaded (no such folder)")
     try:
         if not weights:
             return AutoModel.from_config(AutoConfig.from_pretrained(model))
         net, report = AutoModel.from_pretrained(
             model, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
+    except SafetensorError as error:  # says nothing of the file
+        raise WeightsError(f"{_broken_file(place) or model}: cannot be read as weights ({_one_line(error)})") from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{model}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+        raise WeightsError(f"{model}: cannot be loaded ({_one_line(error)})") from None
     missing = sorted(key for key in report["missing_keys"] if keep_pooler or not key.startswith("pooler."))
     if missing or report["mismatched_keys"]:
         names = ", ".join(map(str, [*missing, *report["mismatched_keys"]][:3]))
         raise WeightsError(f"{model}: its weights lack {len(missing)} tensors of {type(net).__name__} ({names}, ...)")
     return net
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _broken_file(folder: Path) -> Path | None:
+    """The first safetensors file of a folder that cannot be opened; None on the hub, whose files lie elsewhere."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError):
+            return path
+    return None
 
 
 def _mean_and_std(model: str | None) -> tuple[Any, Any]:

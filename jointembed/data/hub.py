@@ -1,7 +1,8 @@
 """Caption and image data sets through the library `datasets`: parquet, image folders, saved data sets, and the hub."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 from jointembed.data.captions import row_captions
 from jointembed.data.labels import number_labels
-from jointembed.data.pictures import open_picture
+from jointembed.data.pictures import open_picture, stamp, status_inside
 from jointembed.data.records import CaptionData, ImageData
 from jointembed.data.subsets import choose
 from jointembed.errors import DataError
@@ -60,7 +61,9 @@ def caption_dataset(
         groups.setdefault(key, []).append(row)
     return CaptionData(
         name=label,
-        pictures=DatasetPictures(_pictures(data, image_column, label), split, [rows[0] for rows in groups.values()]),
+        pictures=DatasetPictures(
+            _pictures(data, image_column, label), split, [rows[0] for rows in groups.values()], _folder(path)
+        ),
         item=np.arange(len(groups), dtype=np.int64),
         captions=tuple(tuple(caption for row in rows for caption in captions[row]) for rows in groups.values()),
         picture_ids=tuple(map(str, groups)),
@@ -94,7 +97,7 @@ def image_dataset(
     data = _load(path, split, revision)
     label = f"{path} {split}"
     _check_columns(data, [image_column, *([label_column] if label_column else [])], label)
-    pictures = DatasetPictures(_pictures(data, image_column, label), split, range(len(data)))
+    pictures = DatasetPictures(_pictures(data, image_column, label), split, range(len(data)), _folder(path))
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     if label_column:
@@ -123,6 +126,8 @@ def _load(path: str, split: str, revision: str | None) -> "Dataset":
     import pyarrow
 
     place = Path(path)
+    if not place.exists() and (place.suffix == ".parquet" or place.is_absolute() or path.startswith(".")):
+        raise DataError(f"{path}: no such file or folder")  # no id on the hub, which would be asked for half a minute
     if place.exists() and revision is not None:
         raise DataError(f"{path}: is on this disk, where there is no revision {revision!r}")
     if place.is_file() and place.suffix != ".parquet":
@@ -176,33 +181,54 @@ def _pictures(data: "Dataset", column: str, label: str) -> "Dataset":
     return data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-class DatasetPictures:
-    """Pictures in rows of a `datasets.Dataset`, encoded as they were stored and opened like any other file."""
+def _folder(path: str) -> Path | None:
+    """The folder of a data set on this disk; None of one on the hub."""
+    place = Path(path)
+    return place.parent if place.is_file() else place if place.is_dir() else None
 
-    def __init__(self, data: "Dataset", split: str, rows: Sequence[int]) -> None:
+
+def _caches() -> list[Path]:
+    """Where `datasets` keeps what it fetches and unpacks, the pictures of a hub's data set or of a zip file."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    places = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE]
+    return [Path(os.path.realpath(place)) for place in places]
+
+
+class DatasetPictures:
+    """Pictures in rows of a `datasets.Dataset`, encoded as they were stored and opened like any other file.
+
+    A row may hold the path of a file alone, which lies in the data set's folder or in the caches of `datasets`.
+    """
+
+    def __init__(self, data: "Dataset", split: str, rows: Sequence[int], folder: Path | None) -> None:
         """Look at every row once, for its size; nothing is decoded.
 
         Args:
             data: one column, cast to `datasets.Image(decode=False)`.
             split: begins the name of each picture.
             rows: the row of each picture.
+            folder: of the data set, from which relative paths go; None where it is on the hub.
 
         Raises:
-            DataError: naming the row that holds no picture, or whose file is missing.
+            DataError: naming the row that holds no picture, or whose file is missing or lies elsewhere.
         """
         self._data, self._rows = data, tuple(rows)
         self._column = data.column_names[0]
         sizes, paths = _sizes_and_paths(data, self._column)
         self.names: Sequence[str] = tuple(f"{split}[{row}] {os.path.basename(paths[row])}".strip() for row in rows)
-        self._sizes = []
-        for name, row in zip(self.names, rows, strict=True):
+        self._sizes: list[int] = []
+        self._files: dict[int, tuple[Path, tuple[int, int]]] = {}  # of the rows that hold a path alone
+        found = _file_in(folder)
+        for name, row in zip(self.names, self._rows, strict=True):
             size, path = sizes[row], paths[row]
             if size is None and not path:
                 raise DataError(f"{name}: the row holds no picture")
-            try:
-                self._sizes.append(os.path.getsize(path) if size is None else size)
-            except OSError:
-                raise DataError(f"{name}: no such picture as {path!r}") from None
+            if size is None:
+                self._files[row] = found(path, name)
+                size = self._files[row][1][0]
+            self._sizes.append(size)
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -210,13 +236,42 @@ class DatasetPictures:
 
     def open(self, number: int) -> Image.Image:
         """Decode one picture to RGB."""
-        value = self._data[self._rows[number]][self._column]
-        source = value["bytes"] if value["bytes"] is not None else Path(value["path"])
+        row = self._rows[number]
+        source = self._files[row][0] if row in self._files else self._data[row][self._column]["bytes"]
         return open_picture(source, name=self.names[number])
 
     def sizes(self) -> Sequence[int]:
         """Bytes of each encoded picture."""
         return self._sizes
+
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Bytes and time of change of the tables' files, and of each picture that is a file."""
+        tables = [stamp(Path(one["filename"])) for one in self._data.cache_files]
+        return [*tables, *(one for _, one in self._files.values())]
+
+
+def _file_in(folder: Path | None) -> Callable[[str, str], tuple[Path, tuple[int, int]]]:
+    """A function of the path in a row and the picture's name: the file, and its bytes and time of change.
+
+    It raises DataError where there is no such file, or it lies neither in the folder nor in the caches of `datasets`.
+    """
+    roots = [*([Path(os.path.realpath(folder))] if folder is not None else []), *_caches()]
+    folders: set[str] = set()
+
+    def find(path: str, name: str) -> tuple[Path, tuple[int, int]]:
+        place = (folder or Path()) / path
+        try:
+            status = status_inside(str(place), roots, folders)
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            raise DataError(f"{name}: no such picture as {path!r}") from None
+        if status is None:
+            where = folder or "the files of the data set"
+            raise DataError(f"{name}: {path!r}: a picture's file name must stay inside {where}")
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise DataError(f"{name}: {path!r} is no file")
+        return place, (status.st_size, status.st_mtime_ns)
+
+    return find
 
 
 def _sizes_and_paths(data: "Dataset", column: str) -> tuple[list[int | None], list[str]]:

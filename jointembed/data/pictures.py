@@ -194,6 +194,44 @@ def first_twice(names: Sequence[str]) -> str:
     return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Bytes and time of change in nanoseconds: a file that is replaced shows it without being read.
+
+    Raises:
+        DataError: naming a file that is gone.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    return status.st_size, status.st_mtime_ns
+
+
+def status_inside(path: str, roots: Sequence[Path], folders: set[str]) -> os.stat_result | None:
+    """Status of a file, behind a link that of what it leads to; None where it lies in none of the roots.
+
+    Args:
+        path: of the file.
+        roots: folders without a symbolic link in their paths.
+        folders: those found inside already, and those of this file from now on: many files lie in few folders.
+
+    Raises:
+        OSError: no file can be reached there.
+    """
+    folder = os.path.dirname(path)
+    status = os.lstat(path)
+    suspects = [] if folder in folders else [folder]
+    if stat.S_ISLNK(status.st_mode):
+        suspects.append(path)
+        status = os.stat(path)
+    for suspect in suspects:
+        real = Path(os.path.realpath(suspect))
+        if not any(real.is_relative_to(root) for root in roots):
+            return None
+    folders.add(folder)
+    return status
+
+
 class PictureFolder:
     """Pictures as files under one root, by relative names; a name that leads out of the root is refused."""
 
@@ -210,29 +248,22 @@ class PictureFolder:
         if len(set(self.names)) < len(self.names):
             raise DataError(f"{first_twice(self.names)!r}: named twice among the pictures of {self.root}")
         real_root = Path(os.path.realpath(self.root))
-        folders: set[str] = set()  # checked already: a data set has many files in few folders
-        self._sizes = [self._check(name, real_root, folders) for name in self.names]
+        folders: set[str] = set()
+        self._stamps = [self._check(name, real_root, folders) for name in self.names]
 
-    def _check(self, name: str, real_root: Path, folders: set[str]) -> int:
+    def _check(self, name: str, real_root: Path, folders: set[str]) -> tuple[int, int]:
         _check_name(self.root, name)
         path = os.path.join(self.root, name)
-        folder = os.path.dirname(path)
         try:
-            status = os.lstat(path)
-            suspects = [] if folder in folders else [folder]
-            if stat.S_ISLNK(status.st_mode):
-                suspects.append(path)
-                status = os.stat(path)
-            for suspect in suspects:
-                if not Path(os.path.realpath(suspect)).is_relative_to(real_root):
-                    raise DataError(f"{name!r}: leads out of {self.root} through a symbolic link")
-            folders.add(folder)
+            status = status_inside(path, [real_root], folders)
         except OSError as error:
             reason = "no such picture" if isinstance(error, FileNotFoundError) else error.strerror
             raise DataError(f"{path}: {reason}") from None
+        if status is None:
+            raise DataError(f"{name!r}: leads out of {self.root} through a symbolic link")
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{path}: not a file")
-        return status.st_size
+        return status.st_size, status.st_mtime_ns
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -244,4 +275,8 @@ class PictureFolder:
 
     def sizes(self) -> Sequence[int]:
         """Bytes of each file."""
-        return self._sizes
+        return [size for size, _ in self._stamps]
+
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Bytes and time of change of each file, as they were when this was made."""
+        return self._stamps

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,15 @@ class Pictures(Protocol):
 
     def sizes(self) -> Sequence[int]:
         """Bytes of each encoded picture, part of the fingerprint."""
+        ...
+
+
+@runtime_checkable
+class Stamped(Protocol):
+    """Pictures that know the files they lie in."""
+
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Bytes and time of change in nanoseconds of each file: one that is replaced shows it without being read."""
         ...
 
 

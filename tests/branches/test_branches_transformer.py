@@ -211,6 +211,8 @@ def test_one_tower_of_clip() -> None:
         ({"model": "x", "config": BERT}, "either model .* or config"),
         ({"config": {"model_type": "brt"}}, "encoder.config.model_type: transformers has no 'brt'; nearest is 'b"),
         ({"config": {"hidden_size": 3}}, "encoder.config.model_type: transformers has no None"),
+        ({"config": BERT}, "^encoder.config: BertModel is no vision model$"),
+        ({"config": {"model_type": "vilt", **SIZE}}, "^encoder.config: ViltModel is no vision model$"),
     ],
 )
 def test_configs_that_say_nothing_clear_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -225,12 +227,44 @@ def test_a_key_that_the_config_does_not_have_is_refused() -> None:
 
 
 def test_folders_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="absent: cannot be loaded"):
-        TransformersText(50, model=str(tmp_path / "absent"))
+    for absent in (str(tmp_path / "absent"), "./absent"):
+        with pytest.raises(WeightsError, match=r"absent: cannot be loaded \(no such folder\)$"):
+            TransformersText(50, model=absent)
     model = bert(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # a pickle, though there
     with pytest.raises(WeightsError, match="cannot be loaded"):
+        TransformersText(50, model=str(tmp_path))
+
+
+def test_a_model_of_the_other_modality_is_named(tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    ViTModel(ViTConfig(**SIZE, image_size=32, patch_size=8)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(WeightsError, match=f"^{tmp_path}/bert: BertModel is no vision model$"):
+        TransformersVision(model=str(tmp_path / "bert"))
+    with pytest.raises(WeightsError, match=f"^{tmp_path}/vit: ViTModel is no text model$"):
+        TransformersText(50, model=str(tmp_path / "vit"))
+    with pytest.raises(RecipeError, match="^encoder.config: ViTModel is no text model$"):
+        TransformersText(50, config=VIT)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.0])
+def test_a_weights_file_that_is_cut_short_is_named(keep: float, tmp_path: Path) -> None:
+    bert(tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(WeightsError, match=f"^{path}: cannot be read as weights .*") as found:
+        TransformersText(50, model=str(tmp_path))
+    assert "\n" not in str(found.value)
+
+
+def test_the_shard_of_weights_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    model = BertModel(BertConfig(**SIZE, vocab_size=50, max_position_embeddings=12))
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    path = sorted(tmp_path.glob("*.safetensors"))[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=f"^{path}: cannot be read as weights"):
         TransformersText(50, model=str(tmp_path))
 
 

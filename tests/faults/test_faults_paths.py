@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import crafted_pictures as crafted
+import datasets
+import pyarrow.parquet
 import pytest
 
 from jointembed.data.audio import esc50
@@ -15,6 +17,7 @@ from jointembed.data.captions_karpathy import karpathy
 from jointembed.data.captions_table import caption_table
 from jointembed.data.detection_coco import coco_detection
 from jointembed.data.detection_voc import voc_folder
+from jointembed.data.hub import caption_dataset
 from jointembed.data.image_shards import image_shards
 from jointembed.errors import DataError
 
@@ -81,17 +84,26 @@ def sounds(root: Path, name: str) -> object:
     return esc50(path=str(root))
 
 
+def rows(root: Path, name: str) -> object:
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    row = {"image": [{"bytes": None, "path": name}], "caption": ["a"]}
+    table = datasets.Dataset.from_dict(row, features=features).data.table
+    pyarrow.parquet.write_table(table, root / "in" / "t.parquet")
+    return caption_dataset(path=str(root / "in" / "t.parquet"), split="t")
+
+
 READERS: dict[str, Read] = {
     one.__name__: one
     for one in (
-        coco, of_karpathy, of_karpathy_folder, flickr, of_table, of_json_lines, boxes, xml, sounds,
+        coco, of_karpathy, of_karpathy_folder, flickr, of_table, of_json_lines, boxes, xml, sounds, rows,
     )
 }  # fmt: skip
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`in/`, the pictures; outside it a picture, and links of the inside to it and to its folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf_cache"))
     crafted.write(tmp_path / "secret", {"out.jpg": crafted.good()["rgb.jpg"]})
     crafted.write(tmp_path / "in", {"a.jpg": crafted.good()["rgb.jpg"]})
     os.symlink(tmp_path / "secret" / "out.jpg", tmp_path / "in" / "link.jpg")
