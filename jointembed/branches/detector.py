@@ -54,7 +54,8 @@ class Detector(nn.Module):
         super().__init__()
         self.pixels, self.features, self.rpn, self.roi_heads = encoder.pixels, features, rpn, roi_heads
         self.rpn_weight, self._frozen = rpn_weight, tuple(frozen)
-        self.watch = False  # the loop sets it; a detector has no embeddings to look at
+        self.watch = False  # the loop sets it; a detector has no embeddings to look at,
+        self.remedies = ("", "")  # nor to warn of
         self.stage: Callable[[str], AbstractContextManager[None]] = _untimed  # a profiler's clock
         for module in self._frozen:
             module.requires_grad_(False)

@@ -283,7 +283,7 @@ def test_weights_that_torchvision_does_not_have_name_those_it_has() -> None:
 
 
 def test_published_weights_fit_the_published_architecture_only() -> None:
-    with pytest.raises(WeightsError, match="fit none of small_input, widen, channels, norm"):
+    with pytest.raises(WeightsError, match="fit none of small_input, widen, stem, channels, norm"):
         TorchvisionEncoder(model="resnet18", weights="IMAGENET1K_V1", small_input=True)
     with pytest.raises(WeightsError, match="fit none of"):
         TorchvisionEncoder(model="resnet18", weights="IMAGENET1K_V1", norm="layer")

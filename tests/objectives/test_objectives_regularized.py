@@ -137,7 +137,8 @@ def test_every_hook_reaches_the_objective() -> None:
     inner = Recorder()
     outer = Regularized(inner)
     own = {name for name in vars(Objective) if not name.startswith("_")}
-    assert own <= set(vars(Wrapped)) | {"needs", "couples_samples", "constant_lr"}
+    assert own <= set(vars(Wrapped)) | {"needs", "couples_samples", "constant_lr", "remedies"}
+    assert outer.remedies == ("raise regularize.variance", "raise regularize.covariance")
     assert outer.needs == {"target", "maps"} and outer.couples_samples  # the added terms do couple
     assert outer.constant_lr == ("objective.predictor",)
     outer.check_views(["a"])
