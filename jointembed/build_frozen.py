@@ -1,7 +1,7 @@
 """Recipe and model -> cached representations of frozen encoders."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,7 @@ from torch import Tensor
 
 from jointembed import distributed
 from jointembed.build import Data, cache_folder, view_pipeline
-from jointembed.data.caption_parquet import ParquetPictures
-from jointembed.data.caption_shards import ShardPictures
-from jointembed.data.pictures import stamp
-from jointembed.data.records import CaptionData, Pictures, Stamped
-from jointembed.data.shards import PictureTar, PictureZip
-from jointembed.data.subsets import PicturePart
+from jointembed.data.records import CaptionData, stamps_of
 from jointembed.errors import RecipeError
 from jointembed.inference.frozen import cached_rows, drawn_image_rows, frozen_image_rows, frozen_text_rows
 from jointembed.model import JointEmbedding
@@ -32,32 +27,13 @@ def some_pixels(data: CaptionData) -> str:
     return digest.hexdigest()
 
 
-def file_stamps(pictures: Pictures) -> Sequence[tuple[int, int]]:
-    """Bytes and time of change of every file that pictures lie in; no content is read.
-
-    Those of other pictures may be among them: a change of theirs merely costs a computation.
-
-    Raises:
-        DataError: naming a file that is gone.
-    """
-    if isinstance(pictures, PicturePart):
-        return file_stamps(pictures._pictures)
-    if isinstance(pictures, Stamped):
-        return pictures.stamps()
-    if isinstance(pictures, ShardPictures | ParquetPictures):
-        return [stamp(path) for path in pictures.paths]
-    if isinstance(pictures, PictureTar | PictureZip):
-        return [stamp(path) for path in dict.fromkeys(member.archive for member in pictures._members)]
-    return []
-
-
 def key_of_pictures(data: CaptionData) -> dict[str, str]:
     """What tells these pictures from others, as part of a key; every rank calls it together.
 
     Names and sizes may be those of other pictures: a change of one shows in the time of its file, and a change of all
     in the pixels of some, even where a copy has set the times back. A copy with times of its own is computed anew.
     """
-    stamps = hashlib.sha256(np.asarray(file_stamps(data.pictures), dtype="<i8").tobytes()).hexdigest()
+    stamps = hashlib.sha256(np.asarray(stamps_of(data.pictures), dtype="<i8").tobytes()).hexdigest()
     # the main rank's: on another machine's copy of the data the times are others, and the key must be one
     return {"data": data.fingerprint, "pixels": some_pixels(data), "files": distributed.broadcast_object(stamps)}
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jointembed.data.captions import row_captions
 from jointembed.data.order import Layout
-from jointembed.data.pictures import open_picture
+from jointembed.data.pictures import open_picture, stamp
 from jointembed.data.records import CaptionData
 from jointembed.errors import DataError
 
@@ -109,6 +109,10 @@ class ParquetPictures:
     def sizes(self) -> Sequence[int]:
         """Bytes of each encoded picture, to the mean of its row group: the footer knows no more."""
         return self._sizes
+
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Bytes and time of change of each file."""
+        return [stamp(path) for path in self.paths]
 
     def _column(self, group: int) -> Any:
         """The bytes of a row group's pictures, as an arrow array."""

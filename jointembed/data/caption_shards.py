@@ -20,7 +20,7 @@ from PIL import Image
 from jointembed.data.captions import clean_caption
 from jointembed.data.json_file import parse_json, read_json
 from jointembed.data.order import Layout
-from jointembed.data.pictures import open_picture
+from jointembed.data.pictures import open_picture, stamp
 from jointembed.data.records import CaptionData
 from jointembed.data.shards import MAX_BYTES, Member, index_tar, is_picture, member_key
 from jointembed.errors import DataError
@@ -104,6 +104,10 @@ class ShardPictures:
     def sizes(self) -> Sequence[int]:
         """Bytes of each encoded picture."""
         return self._sizes.tolist()
+
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Bytes and time of change of each shard."""
+        return [stamp(path) for path in self.paths]
 
 
 @lru_cache(maxsize=64)  # open files; one that is dropped here closes when its last reader lets go

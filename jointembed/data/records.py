@@ -41,6 +41,11 @@ class Stamped(Protocol):
         ...
 
 
+def stamps_of(pictures: Pictures) -> Sequence[tuple[int, int]]:
+    """`stamps` of pictures that have them; none of others. Raises DataError naming a file that is gone."""
+    return pictures.stamps() if isinstance(pictures, Stamped) else ()
+
+
 @dataclass(frozen=True)
 class CaptionData:
     """I pictures of M items and the captions of each item.

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
-from jointembed.data.pictures import first_twice, open_picture
+from jointembed.data.pictures import first_twice, open_picture, stamp
 from jointembed.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
@@ -94,6 +94,10 @@ class _PictureArchive(ABC):
     def sizes(self) -> Sequence[int]:
         """Bytes of each encoded picture, as unpacked."""
         return [member.size for member in self._members]
+
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Bytes and time of change of each archive."""
+        return [stamp(path) for path in dict.fromkeys(member.archive for member in self._members)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the open files: another process opens its own."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jointembed.data.json_file import read_text
 from jointembed.data.order import layout_of, regrouped
-from jointembed.data.records import CaptionData, ImageData, Pictures
+from jointembed.data.records import CaptionData, ImageData, Pictures, stamps_of
 from jointembed.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ class PicturePart:
         """Bytes of each encoded picture."""
         sizes = self._pictures.sizes()
         return [sizes[number] for number in self._numbers]
+
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Those of the whole collection: a change of another picture merely costs a computation."""
+        return stamps_of(self._pictures)
 
 
 def choose(data: ImageData, *, subset: str | None, fraction: float | None, subset_seed: int) -> ImageData:

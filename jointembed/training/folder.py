@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from jointembed import __version__, distributed
 from jointembed.errors import CheckpointError
+from jointembed.inference.files import publish_json
 from jointembed.training.checkpoint import disk_error
 from jointembed.training.lock import LOCK_NAME, FolderLock
 
@@ -155,7 +156,5 @@ def save_evaluation(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole = {**record, "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command()}
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / ".metrics.json.part"  # a record that a kill cut short would be taken for a measurement
-    part.write_text(json.dumps(whole, indent=1), encoding="utf-8")
-    part.replace(folder / "metrics.json")
+    publish_json(folder / "metrics.json", whole)  # a record that a kill cut short would be taken for a measurement
     return whole
